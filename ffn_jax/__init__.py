@@ -1,0 +1,1 @@
+"""The residual Transformer feed-forward sublayer over arbitrary linear maps."""
