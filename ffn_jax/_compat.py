@@ -1,0 +1,17 @@
+"""Where versions of JAX differ: one function for each difference."""
+
+from typing import Any
+
+
+def open_jaxpr(jaxpr: Any) -> tuple[Any, list[Any]]:
+    """The bare jaxpr and its constants (JAX 0.12 keeps constants in the jaxpr itself, 0.10 in a closed one)."""
+    return getattr(jaxpr, "jaxpr", jaxpr), list(getattr(jaxpr, "consts", ()))
+
+
+def scan_counts(eqn: Any) -> tuple[int, int]:
+    """The numbers of constants and of carries among the operands of a `scan` equation."""
+    params = eqn.params
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].update(eqn.invars).unpack()
+    return len(list(consts)), len(list(carry))
