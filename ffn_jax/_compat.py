@@ -4,7 +4,7 @@ from typing import Any
 
 
 def open_jaxpr(jaxpr: Any) -> tuple[Any, list[Any]]:
-    """The bare jaxpr and its constants (JAX 0.12 keeps constants in the jaxpr itself, 0.10 in a closed one)."""
+    """The bare jaxpr and its constants, which JAX 0.12 keeps in the jaxpr itself and 0.10 in a closed one."""
     return getattr(jaxpr, "jaxpr", jaxpr), list(getattr(jaxpr, "consts", ()))
 
 

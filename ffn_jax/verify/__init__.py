@@ -1,5 +1,6 @@
 """Verification: derivative rules and linear maps checked with derived tolerances."""
 
+from ffn_jax.verify._check_linear_map import check_linear_map as check_linear_map
 from ffn_jax.verify._check_vjp import check_vjp as check_vjp
 from ffn_jax.verify._report import LinearMapReport as LinearMapReport
 from ffn_jax.verify._report import VerificationError as VerificationError

@@ -4,16 +4,15 @@ For fun : X → Y with a hand-written rule, and a reference equal to it over the
 
     jax.vjp(fun, x)[1](ȳ)      with      jax.linear_transpose(t ↦ jax.jvp(reference, x, t)[1])(ȳ)
 
-in every float leaf, and fun(x) with reference(x). All custom rules are stripped from the reference, so that it is JAX's
-own derivative of JAX's own primitives. The hard gate runs in float64 with the deterministic bound (`_bounds`); the
-statistical bound in float64 is sharper for large sums, and the other dtypes have only that.
+in every float leaf, and fun(x) with reference(x). All custom rules are stripped from the reference, so that
+it is JAX's own derivative of JAX's own primitives. The hard gate runs in float64 with the deterministic bound
+(`_bounds`); the statistical bound in float64 is sharper for large sums, and the other dtypes have only that.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from ffn_jax.verify._compare import Comparison, Gate, Side
@@ -40,28 +39,29 @@ def check_vjp(
     """Check the reverse rule of `fun` against the derivative of `reference`, with derived tolerances.
 
     Args:
-        fun: a function of pytrees of arrays; `jax.vjp` of it is what is checked. Pass keyword arguments through a
-            closure.
-        reference: the same function without hand-written rules; custom rules found in it are stripped, and the report
-            says so. `None` or `fun` itself: `fun` with its rules stripped.
-        *args: arrays (or `jax.ShapeDtypeStruct`s) in any pytrees. Every float leaf is differentiated; integers,
-            booleans and random keys are held fixed.
+        fun: a function of pytrees of arrays; `jax.vjp` of it is what is checked. Pass keyword arguments
+            through a closure.
+        reference: the same function without hand-written rules; custom rules found in it are stripped, and
+            the report says so. `None` or `fun` itself: `fun` with its rules stripped.
+        *args: arrays (or `jax.ShapeDtypeStruct`s) in any pytrees. Every float leaf is differentiated;
+            integers, booleans and random keys are held fixed.
         key: a JAX key or an integer that the draws are made from.
         dtypes: float dtypes to run in beside float64; default: the dtypes of the arguments as they are.
         draws: which kinds of inputs to draw: some of "given", "normal", "tails", "zeros", "subnormal".
-        seeds: random cotangents for the draws "given" and "normal" (the others get one). With at most 64 output
-            entries these two draws are checked at every unit vector instead, so the whole Jacobian is compared.
+        seeds: random cotangents for the draws "given" and "normal" (the others get one). With at most 64
+            output entries these two draws are checked at every unit vector instead, so the whole Jacobian is
+            compared.
         raises: raise if the check fails; otherwise return the report all the same.
         progress: show progress on standard error; default: on a terminal, after two seconds.
 
     Returns:
-        A report with a row for each output and argument under each gate. `float64 deterministic` is the hard gate;
-        rows named `six-sigma` are statistical.
+        A report with a row for each output and argument under each gate. `float64 deterministic` is the hard
+        gate; rows named `six-sigma` are statistical.
 
     Raises:
         VerificationError: an entry differs by more than its tolerance.
-        ValueError: the outputs of `fun` and `reference` differ in structure, shape or dtype; there is no float leaf;
-            `fun` has side effects, makes a random key inside, or differs between two traces.
+        ValueError: the outputs of `fun` and `reference` differ in structure, shape or dtype; there is no
+            float leaf; `fun` has side effects, makes a random key inside, or differs between two traces.
         UnsupportedPrimitiveError: the reference uses a primitive whose error cannot be bounded.
 
     >>> import jax, jax.numpy as jnp
@@ -106,12 +106,12 @@ class VJPChecker:
         rows: dict[tuple[str, str, str], Row] = {}
         for gates in self._groups:
             bar(f"compiling for {gates[0].name}")
-            comparison = self._comparison(gates[0])
+            comparison = self._comparison(gates)
             if comparison is None:
                 continue
             for row in self._dtype_rows(gates[0], comparison):
                 rows[row.gate, row.what + "dtype", row.where] = row
-            for row in self._compare(gates, comparison, generator(key), draws, seeds, bar):
+            for row in self._compare(comparison, generator(key), draws, seeds, bar):
                 known = rows.get((row.gate, row.what, row.where))
                 rows[row.gate, row.what, row.where] = row if known is None else known.merged(row)
         notes = list(subject.notes)
@@ -119,9 +119,13 @@ class VJPChecker:
         for name, comparison in self._compiled.items():
             if comparison.borrowed:
                 missing = ", ".join(comparison.borrowed)
-                notes.append(f"{name}: {missing} of fun cannot be bounded; granted the error of the reference")
+                notes.append(
+                    f"{name}: {missing} of fun cannot be bounded; granted the error of the reference"
+                )
             if name == "float64" and comparison.sqrt_u > 2.0**-26:
-                notes.append("fun or reference rounds to a narrower type inside; its float64 gate is wider for it")
+                notes.append(
+                    "fun or reference rounds to a narrower type inside; its float64 gate is wider for it"
+                )
         reference = "fun without its rules" if subject.reference is subject.fun else "the reference"
         return VJPReport(
             f"check_vjp({function_name(subject.fun)})",
@@ -139,8 +143,9 @@ class VJPChecker:
         names = [jnp.dtype(dtype).name for dtype in dtypes]
         return [wide, *([Gate(jnp.dtype(name), True, name)] for name in names if name != "float64")]
 
-    def _comparison(self, gate: Gate) -> Comparison | None:
-        """Both programs at a gate's dtype; None where they do not run in float64."""
+    def _comparison(self, gates: Sequence[Gate]) -> Comparison | None:
+        """Both programs at the dtype of these gates; None where they do not run in float64."""
+        gate = gates[0]
         if gate.name in self._refused:
             return None
         if gate.name not in self._compiled:
@@ -155,7 +160,7 @@ class VJPChecker:
                         raise
                     self._refused[gate.name] = f"{type(error).__name__}: {error}".strip().splitlines()[0]
                     return None
-            self._compiled[gate.name] = Comparison(ours, oracle, subject.quantities)
+            self._compiled[gate.name] = Comparison(ours, oracle, subject.quantities, gates)
         return self._compiled[gate.name]
 
     def _dtype_rows(self, gate: Gate, comparison: Comparison) -> list[Row]:
@@ -170,24 +175,18 @@ class VJPChecker:
         return rows
 
     def _compare(
-        self,
-        gates: Sequence[Gate],
-        comparison: Comparison,
-        rng: Any,
-        kinds: Sequence[str],
-        count: int,
-        bar: Progress,
+        self, comparison: Comparison, rng: Any, kinds: Sequence[str], count: int, bar: Progress
     ) -> list[Row]:
-        like = comparison.seeds
+        gate, like = comparison.gates[0], comparison.seeds
         small = sum(math.prod(each.shape) for each in like) <= _BASIS_SIZE
         shapes, types = [each.shape for each in like], [each.dtype for each in like]
         rows = []
-        for draw in draw_inputs(rng, self.subject.leaves, kinds, gates[0].dtype):
+        for draw in draw_inputs(rng, self.subject.leaves, kinds, gate.dtype):
             thorough = draw.name in ("given", "normal")
             pairs = draw_seeds(rng, shapes, types, basis=small and thorough, count=count if thorough else 1)
             for name, seeds in pairs:
-                bar(f"{gates[0].name}, draw {draw.name}, seed {name}")
-                rows += comparison.rows(gates, (draw.arrays, seeds), draw.name, name)
+                bar(f"{gate.name}, draw {draw.name}, seed {name}")
+                rows += comparison.rows((draw.arrays, seeds), draw.name, name)
         return rows
 
 

@@ -1,15 +1,17 @@
 """Comparing two programs that are equal over the reals, with tolerances derived from both.
 
-A `Side` is one program, traced once for the dtypes of a gate, with two ways to run it: compiled as it is, and under
-the running error analysis. The tolerance of an entry is the sum of the two bounds there, times one (deterministic)
-or six (statistical), times 1 + 2⁻⁶ for what the analysis itself leaves out (second-order terms and its own roundings).
-An entry whose tolerance exceeds √u times the largest entry of the array says little: it is counted as loose.
+A `Side` is one program, traced once for the dtypes of a gate, with two ways to run it: compiled as it is, and
+under the running error analysis. The tolerance of an entry is the sum of the two bounds there, times one
+(deterministic) or six (statistical), times 1 + 2⁻⁶ for what the analysis itself leaves out (second-order
+terms and its own roundings). An entry whose tolerance exceeds √u times the largest entry of the array says
+little: it is counted as loose.
 """
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -17,7 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
-from ffn_jax.verify._bounds import Model, UnsupportedPrimitiveError, bounds_of, unsupported_primitives
+from ffn_jax.verify._bounds import (
+    Model,
+    Precision,
+    UnsupportedPrimitiveError,
+    bounds_of,
+    unsupported_primitives,
+)
 from ffn_jax.verify._jaxprs import all_equations
 from ffn_jax.verify._report import Row
 
@@ -51,18 +59,11 @@ class Side:
     def __init__(self, function: Callable[..., list[Any]], *like: Any) -> None:
         self.like = like
         self.closed = jax.make_jaxpr(function)(*like)
-        self._bounds: dict[bool, Callable[..., Any]] = {}
 
-    @cached_property
-    def run(self) -> Callable[..., list[Any]]:
-        """The compiled program."""
-        return jax.jit(jex.jaxpr_as_fun(self.closed))
-
-    def bounds(self, model: Model) -> Callable[..., list[tuple[Any, Any]]]:
-        """The compiled error analysis; call it with 64-bit types on."""
-        if model.statistical not in self._bounds:
-            self._bounds[model.statistical] = jax.jit(bounds_of(self.closed, model))
-        return self._bounds[model.statistical]
+    def lower(self, model: Model | None) -> Any:
+        """The program itself (None), or its error analysis under a model, ready to be compiled."""
+        program = jex.jaxpr_as_fun(self.closed) if model is None else bounds_of(self.closed, model)
+        return jax.jit(program).lower(*jax.tree.leaves(self.like))
 
     @property
     def missing(self) -> list[str]:
@@ -72,9 +73,8 @@ class Side:
     @property
     def coarsest(self) -> float:
         """The unit roundoff of the narrowest float type among the program's results."""
-        types = [v.aval.dtype for eqn in all_equations(self.closed.jaxpr) for v in eqn.outvars]
-        types += [v.aval.dtype for v in self.closed.jaxpr.invars]
-        return max((float(jnp.finfo(t).eps) / 2 for t in types if jnp.issubdtype(t, jnp.floating)), default=0.0)
+        variables = [var for eqn in all_equations(self.closed.jaxpr) for var in eqn.outvars]
+        return max(Precision.of(var.aval.dtype).u for var in [*variables, *self.closed.jaxpr.invars])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,34 +84,62 @@ class Quantity:
     what: str
     where: str
     seeded: bool = False
+    exact: bool = False
 
 
 class Comparison:
-    """Two sides under one dtype, and the bounds that apply to them."""
+    """Two sides under one dtype, compiled with the bounds that the gates ask for."""
 
-    def __init__(self, ours: Side, reference: Side, quantities: Sequence[Quantity]) -> None:
-        self.ours, self.reference, self.quantities = ours, reference, quantities
+    def __init__(
+        self, ours: Side, reference: Side, quantities: Sequence[Quantity], gates: Sequence[Gate]
+    ) -> None:
+        self.ours, self.reference, self.quantities, self.gates = ours, reference, quantities, gates
         if reference.missing:
             raise UnsupportedPrimitiveError(reference.missing[0])
         self.borrowed = ours.missing
         self.sqrt_u = max(ours.coarsest, reference.coarsest, 2.0**-53) ** 0.5
+        sides = [ours, reference]
+        with gates[0].types():
+            lowered = [side.lower(None) for side in sides]
+        with jax.enable_x64(True):
+            for gate in gates:
+                lowered += [side.lower(gate.model) for side in (sides[1:] if self.borrowed else sides)]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # XLA compiles outside the interpreter's lock
+            self._run, self._reference_run, *bounds = pool.map(lambda each: each.compile(), lowered)
+        # a kernel without known bounds is granted the error of the reference
+        width = 1 if self.borrowed else 2
+        self._bounds = [(bounds[i], bounds[i + width - 1]) for i in range(0, len(bounds), width)]
 
     @property
     def seeds(self) -> Any:
         """What the sides' last argument was traced with."""
         return self.ours.like[-1]
 
-    def rows(self, gates: Sequence[Gate], args: Sequence[Any], draw: str, seed: str) -> list[Row]:
-        """Compare at one set of inputs; a row for each gate and quantity."""
+    def rows(
+        self,
+        args: Sequence[Any],
+        draw: str,
+        seed: str,
+        instead: Callable[[list[Any]], list[Any]] | None = None,
+    ) -> list[Row]:
+        """Compare at one set of inputs; a row for each gate and quantity.
+
+        `instead` may replace results of our side that were obtained in another way.
+        """
         args = jax.tree.leaves(args)
-        with gates[0].types():
-            got = [np.asarray(out) for out in self.ours.run(*args)]
-            expected = [np.asarray(out) for out in self.reference.run(*args)]
+        with self.gates[0].types():
+            got = [np.asarray(out) for out in self._run(*args)]
+            expected = [np.asarray(out) for out in self._reference_run(*args)]
+            got = got if instead is None else instead(got)
         rows = []
-        for gate in gates:
-            tolerances = self._tolerances(gate.model, args)
+        for gate, bounds in zip(self.gates, self._bounds, strict=True):
+            with jax.enable_x64(True):
+                ours, reference = ([np.asarray(error) for _, error in bound(*args)] for bound in bounds)
             for i, quantity in enumerate(self.quantities):
-                row = compare_entries(got[i], expected[i], tolerances[i], self.sqrt_u)
+                tolerance = gate.model.width * (ours[i] + reference[i]) * _SECOND_ORDER
+                if quantity.exact:
+                    tolerance = np.zeros_like(tolerance)
+                row = compare_entries(got[i], expected[i], tolerance, self.sqrt_u)
                 rows.append(
                     dataclasses.replace(
                         row,
@@ -124,15 +152,6 @@ class Comparison:
                 )
         return rows
 
-    def _tolerances(self, model: Model, args: Sequence[Any]) -> list[Any]:
-        with jax.enable_x64(True):
-            reference = [np.asarray(error) for _, error in self.reference.bounds(model)(*args)]
-            if self.borrowed:  # a kernel is granted the error of the reference
-                ours = reference
-            else:
-                ours = [np.asarray(error) for _, error in self.ours.bounds(model)(*args)]
-        return [model.width * (a + b) * _SECOND_ORDER for a, b in zip(ours, reference, strict=True)]
-
 
 def compare_entries(got: Any, expected: Any, tolerance: Any, sqrt_u: float) -> Row:
     """The worst entry of one array; gate and names are left for the caller to fill in."""
@@ -143,7 +162,9 @@ def compare_entries(got: Any, expected: Any, tolerance: Any, sqrt_u: float) -> R
         error = np.where(same, 0.0, np.where(np.isnan(error), np.inf, error))
         nonfinite = ~np.isfinite(expected)
         tolerance = np.where(nonfinite & ~same, np.inf, tolerance)
-        ratio = np.where((error == 0) | np.isinf(tolerance), 0.0, error / np.where(tolerance > 0, tolerance, 0.0))
+        ratio = np.where(
+            (error == 0) | np.isinf(tolerance), 0.0, error / np.where(tolerance > 0, tolerance, 0.0)
+        )
     size = np.max(np.abs(np.where(nonfinite, 0.0, expected)), initial=0.0)
     loose = (tolerance > sqrt_u * size) & (tolerance > np.finfo(np.float32).tiny) & ~nonfinite
     row = Row("", "", "", entries=got.size, loose=int(loose.sum()), nonfinite=int(nonfinite.sum()))
@@ -151,5 +172,5 @@ def compare_entries(got: Any, expected: Any, tolerance: Any, sqrt_u: float) -> R
         return row
     flat = int(np.argmax(ratio))
     index = tuple(int(i) for i in np.unravel_index(flat, ratio.shape))
-    worst = (float(array[index]) for array in (error, tolerance, ratio))
-    return dataclasses.replace(row, **dict(zip(("error", "tolerance", "ratio"), worst, strict=True)), index=index)
+    worst = [float(array[index]) for array in (error, tolerance, ratio)]
+    return dataclasses.replace(row, error=worst[0], tolerance=worst[1], ratio=worst[2], index=index)

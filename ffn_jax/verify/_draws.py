@@ -1,15 +1,15 @@
-"""Inputs to check at: reproducible draws from a key, made in NumPy so that they do not depend on JAX's settings.
+"""Inputs to check at, reproducible from a key; made in NumPy, so that JAX's settings do not change them.
 
 | draw | entries |
 |---|---|
 | given | the arrays as they were passed |
 | normal | normal, with the root mean square of the given leaf |
-| tails[leaf] | the leaf's rows scaled by factors from 1 to 30, clipped to ±30 root mean squares; the rest normal |
+| tails[leaf] | the leaf's rows scaled by 1 to 30, clipped to ±30 root mean squares; the rest normal |
 | zeros | 0 for half of the entries, -0.0 for a quarter, else normal |
 | subnormal | below the smallest normal number of the dtype for half of the entries, else normal |
 
-A leaf whose given entries are all positive (a variance, a temperature) stays positive in every draw. Integer leaves and
-random keys stay as they are given.
+A leaf whose given entries are all positive (a variance, a temperature) stays positive in every draw. Integer
+leaves and random keys stay as they are given.
 """
 
 import dataclasses
@@ -22,6 +22,11 @@ import numpy as np
 
 KINDS = ("given", "normal", "tails", "zeros", "subnormal")
 _MOST_TAILS = 8
+
+
+def shape_dtype(shape: Sequence[int], dtype: Any) -> Any:
+    """A template for an array."""
+    return jax.ShapeDtypeStruct(tuple(shape), dtype)  # type: ignore[no-untyped-call]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +56,9 @@ class Leaf:
     @property
     def positive(self) -> bool:
         """Whether all given entries are positive."""
-        return self.given is not None and self.inexact and bool(np.all(np.asarray(self.given, np.float64) > 0))
+        return (
+            self.given is not None and self.inexact and bool(np.all(np.asarray(self.given, np.float64) > 0))
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,13 +124,18 @@ def _sample(rng: np.random.Generator, leaf: Leaf, kind: str, dtype: Any) -> Any:
     if kind == "zeros" and not leaf.positive:
         return np.where(chance < 0.5, 0.0, np.where(chance < 0.75, -0.0, normal))
     if kind == "subnormal":
-        tiny = float(jnp.finfo(dtype).tiny)
+        tiny = float(jnp.finfo(dtype).tiny)  # type: ignore[no-untyped-call]
         return np.where(chance < 0.5, tiny * rng.uniform(-1.0, 1.0, leaf.shape), normal)
     return normal
 
 
 def draw_seeds(
-    rng: np.random.Generator, shapes: Sequence[tuple[int, ...]], dtypes: Sequence[Any], *, basis: bool, count: int
+    rng: np.random.Generator,
+    shapes: Sequence[tuple[int, ...]],
+    dtypes: Sequence[Any],
+    *,
+    basis: bool,
+    count: int,
 ) -> Iterator[tuple[str, list[Any]]]:
     """Cotangent seeds for outputs of these shapes: every unit vector (`basis`), or `count` normal ones."""
     if basis:

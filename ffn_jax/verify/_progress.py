@@ -7,7 +7,7 @@ _QUIET_SECONDS = 2.0
 
 
 class Progress:
-    """Overwrites one line of standard error; silent when that is not a terminal, and for the first two seconds."""
+    """Overwrites one line of standard error; silent for two seconds, and where there is no terminal."""
 
     def __init__(self, title: str, enabled: bool | None = None) -> None:
         self._title = title

@@ -1,9 +1,10 @@
-"""Functions that cannot be checked: with side effects, with a random key made inside, or different at each trace."""
+"""Functions that cannot be checked: impure ones, and those that make a random key inside."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
@@ -20,12 +21,13 @@ def require_pure(caller: str, name: str, function: Callable[..., Any], like: Seq
     if first.effects:
         effects = ", ".join(sorted(type(effect).__name__ for effect in first.effects))
         raise ValueError(
-            f"{caller}: {name} has side effects ({effects}); remove callbacks and debug prints before checking it"
+            f"{caller}: {name} has side effects ({effects}); "
+            "remove callbacks and debug prints before checking it"
         )
     if any(eqn.primitive.name == "random_seed" for eqn in all_equations(first.jaxpr)):
         raise ValueError(
-            f"{caller}: {name} makes a random key inside (jax.random.key or PRNGKey); pass the key as an argument, "
-            "so that the function and its reference draw the same numbers"
+            f"{caller}: {name} makes a random key inside (jax.random.key or PRNGKey); "
+            "pass the key as an argument, so that the function and its reference draw the same numbers"
         )
     if _fingerprint(first) != _fingerprint(second):
         raise ValueError(
@@ -44,8 +46,7 @@ def _fingerprint(closed: Any) -> list[Any]:
 
 
 def _bytes(value: Any) -> Any:
-    if isinstance(value, jax.core.Tracer) or jax.dtypes.issubdtype(
-        getattr(value, "dtype", np.float32), jax.dtypes.extended
-    ):
+    is_key = jnp.issubdtype(getattr(value, "dtype", np.float32), jax.dtypes.prng_key)
+    if isinstance(value, jax.core.Tracer) or is_key:
         return None
     return np.asarray(value).tobytes()

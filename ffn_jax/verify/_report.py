@@ -155,7 +155,20 @@ def _plain(value: Any) -> Any:
 
 
 def _table(rows: Sequence[Row]) -> list[str]:
-    header = ("", "gate", "what", "where", "error", "tolerance", "ratio", "at", "draw", "seed", "entries", "loose")
+    header = (
+        "",
+        "gate",
+        "what",
+        "where",
+        "error",
+        "tolerance",
+        "ratio",
+        "at",
+        "draw",
+        "seed",
+        "entries",
+        "loose",
+    )
     cells = [header]
     for row in rows:
         loose = str(row.loose) + (f" (+{row.nonfinite} not finite)" if row.nonfinite else "")
@@ -163,4 +176,6 @@ def _table(rows: Sequence[Row]) -> list[str]:
         place = (str(list(row.index)) if row.index else "", row.draw, row.seed, str(row.entries), loose)
         cells.append(("ok" if row.ok else "FAIL", row.gate, row.what, row.where, *numbers, *place))
     widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
-    return ["  " + "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in cells]
+    return [
+        "  " + "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in cells
+    ]

@@ -1,9 +1,9 @@
 """A function with every hand-written derivative rule forgotten.
 
-`jax.linear_transpose(jax.jvp(f))` of a function under `jax.custom_vjp` or `jax.custom_jvp` calls the hand-written
-rule, so a rule compared with that is compared with itself. Here `f` is traced and its jaxpr evaluated again,
-with the *body* of each custom rule in place of the call, in nested `jit`, `remat`, `scan`, `cond` and `while` too.
-What is left is differentiated by JAX's own rules for its primitives.
+`jax.linear_transpose(jax.jvp(f))` of a function under `jax.custom_vjp` or `jax.custom_jvp` calls the
+hand-written rule, so a rule compared with that is compared with itself. Here `f` is traced and its jaxpr
+evaluated again, with the *body* of each custom rule in place of the call, in nested `jit`, `remat`, `scan`,
+`cond` and `while` too. What is left is differentiated by JAX's own rules for its primitives.
 """
 
 from collections.abc import Callable, Sequence

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ffn_jax.verify._compare import Quantity
-from ffn_jax.verify._draws import Leaf
+from ffn_jax.verify._draws import Leaf, shape_dtype
 from ffn_jax.verify._purity import require_pure
 from ffn_jax.verify._strip import custom_rules, strip_custom_rules
 
@@ -36,7 +36,7 @@ class Subject:
         if not self.inexact:
             given = ", ".join(f"{leaf.label}: {leaf.dtype}" for leaf in self.leaves) or "no arrays"
             raise ValueError(
-                f"check_vjp: no argument has a float dtype, so there is nothing to differentiate (got {given})"
+                f"check_vjp: no argument has a float dtype, so nothing to differentiate (got {given})"
             )
         like = self.like(None)
         require_pure("check_vjp", "fun", self._flat(self.fun), like)
@@ -62,14 +62,14 @@ class Subject:
     def like(self, dtype: Any) -> list[Any]:
         """The leaves' shapes and dtypes, floats at `dtype` (None: at their own)."""
         return [
-            jax.ShapeDtypeStruct(leaf.shape, dtype if dtype is not None and leaf.inexact else leaf.dtype)
+            shape_dtype(leaf.shape, dtype if dtype is not None and leaf.inexact else leaf.dtype)
             for leaf in self.leaves
         ]
 
     def seeds_like(self, like: Sequence[Any]) -> list[Any]:
         """The shapes and dtypes of the cotangents of the float outputs."""
         outs = jax.tree.leaves(jax.eval_shape(self.fun, *self._args(like)))
-        return [jax.ShapeDtypeStruct(outs[i].shape, outs[i].dtype) for i in self.differentiable]
+        return [shape_dtype(outs[i].shape, outs[i].dtype) for i in self.differentiable]
 
     def rule(self, leaves: Sequence[Any], seeds: Sequence[Any]) -> list[Any]:
         """The values of `fun` and the cotangents that its VJP gives."""
@@ -115,7 +115,9 @@ class Subject:
             whose = "fun, which is its own reference" if self.reference is self.fun else "the reference"
             notes.append(f"custom rules were stripped from {whose}: {', '.join(stripped)}")
         if not rules:
-            notes.append("fun meets no custom derivative rule: this compares JAX's reverse mode with its forward")
+            notes.append(
+                "fun meets no custom derivative rule: this compares JAX's reverse mode with its forward"
+            )
         for leaf in self.leaves:
             if leaf.given is not None and leaf.inexact:
                 bad = int(np.sum(~np.isfinite(np.asarray(leaf.given, np.float64))))
@@ -150,7 +152,8 @@ def _leaf(names: Sequence[str], path: Sequence[Any], value: Any) -> Leaf:
         array = jnp.asarray(value)
     except TypeError:
         raise TypeError(
-            f"check_vjp: {label} is a {type(value).__name__}, expected an array; pass other things through a closure"
+            f"check_vjp: {label} is a {type(value).__name__}, expected an array; "
+            "pass other things through a closure"
         ) from None
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
         raise TypeError(f"check_vjp: {label} has dtype {array.dtype}, expected a real dtype")
@@ -163,7 +166,7 @@ def _path(name: str, path: Sequence[Any]) -> str:
 
 
 def _require_same_outputs(ours: Any, theirs: Any) -> None:
-    trees = jax.tree.structure(ours), jax.tree.structure(theirs)
+    trees: list[Any] = [jax.tree.structure(each) for each in (ours, theirs)]
     if trees[0] != trees[1]:
         raise ValueError(
             f"check_vjp: fun and reference return different structures: got {trees[0]} and {trees[1]}"
@@ -173,6 +176,6 @@ def _require_same_outputs(ours: Any, theirs: Any) -> None:
     ):
         if a.shape != b.shape or a.dtype != b.dtype:
             raise ValueError(
-                f"check_vjp: fun and reference disagree about {_path('output', path)}: got {a.dtype}{list(a.shape)} "
-                f"from fun and {b.dtype}{list(b.shape)} from reference"
+                f"check_vjp: fun and reference disagree about {_path('output', path)}: "
+                f"got {a.dtype}{list(a.shape)} from fun and {b.dtype}{list(b.shape)} from reference"
             )

@@ -1,11 +1,13 @@
 """Error bounds of elementwise primitives.
 
-For out = f(a, b) with operands known to ea, eb:  |error| ≤ |∂f/∂a| ea + |∂f/∂b| eb + c u |out|,  the derivatives taken
-as the largest over the ends and the middle of [a - ea, a + ea]. c is 1 for arithmetic. For elementary functions c
-was measured against 40-digit arithmetic on XLA's CPU backend in float32 and float64, and rounded up to a power of two.
+For out = f(a, b) with operands known to ea, eb:  |error| ≤ |∂f/∂a| ea + |∂f/∂b| eb + c u |out|,  the
+derivatives taken as the largest over the ends and the middle of [a - ea, a + ea]. c is 1 for arithmetic. For
+elementary functions c was measured against 40-digit arithmetic on XLA's CPU backend in float32 and float64,
+and rounded up to a power of two.
 
-A comparison whose operands are closer than their errors, or equal (a kink such as relu's at 0), may go either way. Its
-result carries an error of 1, and a selection by it is known only to within the distance of its cases.
+A comparison whose operands are closer than their errors, or equal (a kink such as relu's at 0), may go either
+way. Its result carries an error of 1, and a selection by it is known only to within the distance of its
+cases.
 """
 
 from collections.abc import Sequence
@@ -14,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ffn_jax.verify._bounds._model import Bound, Error, largest, plus, times
+from ffn_jax.verify._bounds._model import Bound, Error, Precision, largest, plus, times
 from ffn_jax.verify._bounds._registry import Context, anywhere, is_float, rule, unknown_where
 
 # Accuracy of elementary functions, in units of u.
@@ -132,15 +134,18 @@ def _binary(ctx: Context, operands: Sequence[Bound]) -> list[Bound]:
 
 
 def _steepest(ctx: Context, values: tuple[Any, ...], totals: tuple[Any, ...], i: int) -> Any:
-    """The largest |∂f/∂valueᵢ| over the ends and the middle of the operand's interval."""
-    one = jnp.ones_like(values[i])
+    """The largest |∂f/∂valueᵢ| over the ends and middle of the interval (statistical: its middle)."""
 
     def slope(shift: Any) -> Any:
         moved = lambda v: ctx.evaluate(*values[:i], v, *values[i + 1 :])  # noqa: E731
-        return jnp.abs(jax.jvp(moved, (values[i] + shift,), (one,))[1])
+        return jnp.abs(jax.jvp(moved, (values[i] + shift,), (jnp.ones_like(values[i]),))[1])
 
-    slopes = [slope(jnp.broadcast_to(shift, one.shape)) for shift in (-totals[i], 0.0, totals[i])]
-    return jnp.where(totals[i] == 0, slopes[1], jnp.maximum(jnp.maximum(*slopes[:2]), slopes[2]))
+    if ctx.model.statistical:
+        return slope(0.0)
+    # one batched evaluation keeps the compiled program small
+    shifts = jnp.stack([jnp.broadcast_to(sign * totals[i], values[i].shape) for sign in (-1.0, 0.0, 1.0)])
+    slopes = jax.vmap(slope)(shifts)
+    return jnp.where(totals[i] == 0, slopes[1], jnp.max(slopes, axis=0))
 
 
 def _evaluation_error(ctx: Context, out: Any, x: Any) -> Error:
@@ -152,7 +157,7 @@ def _evaluation_error(ctx: Context, out: Any, x: Any) -> Error:
     return ctx.rounding(out, _UNITS[name])
 
 
-# --- choices --------------------------------------------------------------------------------------------------------
+# --- choices ------------------------------------------------------------------------------------------------
 
 
 @rule("eq", "ne", "lt", "le", "gt", "ge")
@@ -164,7 +169,7 @@ def _compare(ctx: Context, operands: Sequence[Bound]) -> list[Bound]:
         return [Bound(out, Error())]
     distance = jnp.abs(a - b) if is_float(a) else jnp.where(a == b, 0.0, 1.0)
     slack = ea.total() + eb.total()
-    undecided = distance <= slack if is_float(a) else slack > 0
+    undecided = (distance <= slack) | jnp.isnan(slack) if is_float(a) else slack > 0
     return [Bound(out, Error(jnp.broadcast_to(jnp.where(undecided, 1.0, 0.0), out.shape)))]
 
 
@@ -172,19 +177,23 @@ def _compare(ctx: Context, operands: Sequence[Bound]) -> list[Bound]:
 def _select(ctx: Context, operands: Sequence[Bound]) -> list[Bound]:
     (which, undecided), *cases = operands
     out = ctx.evaluate(which, *(case.value for case in cases))
-    parts = []
+    parts: list[Any] = []
     for each in zip(*(case.error for case in cases), strict=True):
         if all(part is None for part in each):
             parts.append(None)
         else:
-            filled = [jnp.zeros(out.shape) if part is None else jnp.broadcast_to(part, out.shape) for part in each]
+            filled = [
+                jnp.zeros(out.shape) if part is None else jnp.broadcast_to(part, out.shape) for part in each
+            ]
             parts.append(ctx.evaluate(which, *filled))
     error = Error(*parts)
     if not undecided.exact:
         distance = jnp.zeros(out.shape)
         for value, case_error in cases:
             gap = jnp.where(value == out, 0.0, jnp.abs(jnp.asarray(value, jnp.float64) - out))
-            distance = jnp.maximum(distance, jnp.nan_to_num(gap, nan=jnp.inf, posinf=jnp.inf) + case_error.total())
+            distance = jnp.maximum(
+                distance, jnp.nan_to_num(gap, nan=jnp.inf, posinf=jnp.inf) + case_error.total()
+            )
         error = plus(error, Error(jnp.where(undecided.total() > 0, distance, 0.0)))
     return [Bound(out, error)]
 
@@ -195,8 +204,8 @@ def _max(ctx: Context, operands: Sequence[Bound]) -> list[Bound]:
     out = ctx.evaluate(a, b)
     if not is_float(out):
         return exact_or_unknown(ctx, operands)
-    a_wins, close = out == a, jnp.abs(a - b) <= ea.total() + eb.total()
-    parts = []
+    a_wins, close = out == a, ~(jnp.abs(a - b) > ea.total() + eb.total())
+    parts: list[Any] = []
     for one, other in zip(ea, eb, strict=True):
         if one is None and other is None:
             parts.append(None)
@@ -243,7 +252,7 @@ def _logic(ctx: Context, operands: Sequence[Bound]) -> list[Bound]:
     return [Bound(out, error)]
 
 
-# --- casts ----------------------------------------------------------------------------------------------------------
+# --- casts --------------------------------------------------------------------------------------------------
 
 
 @rule("convert_element_type", "reduce_precision")
@@ -260,13 +269,15 @@ def _cast(ctx: Context, operands: Sequence[Bound]) -> list[Bound]:
         if e.exact:
             return [Bound(out, e)]
         if target == jnp.bool_:
-            return [Bound(out, Error(jnp.where(jnp.abs(x) <= e.total(), 1.0, 0.0)))]
+            return [Bound(out, Error(jnp.where(jnp.abs(x) > e.total(), 0.0, 1.0)))]
         above, below = jnp.trunc(x + e.total()), jnp.trunc(x - e.total())
         return [Bound(out, Error(jnp.maximum(jnp.abs(above - jnp.trunc(x)), jnp.abs(jnp.trunc(x) - below))))]
     if not jnp.issubdtype(source, jnp.floating):  # integers up to 2^p are exact
         rounded = jnp.where(jnp.abs(out) <= 1 / ctx.precision.u, 0.0, ctx.precision.u * jnp.abs(out))
         return [Bound(out, e if source == jnp.bool_ else plus(e, ctx.model.rounding(rounded)))]
-    narrower = jnp.finfo(target).bits < jnp.finfo(source).bits or jnp.finfo(target).eps > jnp.finfo(source).eps
+    narrower = (
+        ctx.precision.u > Precision.of(source).u or ctx.precision.smallest > Precision.of(source).smallest
+    )
     return [Bound(out, plus(e, ctx.rounding(out)) if narrower else e)]
 
 

@@ -1,12 +1,12 @@
 """Running error analysis: a jaxpr evaluated on bounds instead of numbers.
 
-Each variable becomes a `Bound`: a float64 value and the error that computing it in its own dtype can have made. Inputs
-are exact, but numbers too small for the hardware may be flushed to zero. A float literal stands for some real number
-within four roundings of it, unless it is a short dyadic fraction such as 0.5, which stands for itself; array
-constants stand for themselves.
+Each variable becomes a `Bound`: a float64 value and the error that computing it in its own dtype can have
+made. Inputs are exact, but numbers too small for the hardware may be flushed to zero. A float literal stands
+for some real number within four roundings of it, unless it is a short dyadic fraction such as 0.5, which
+stands for itself; array constants stand for themselves.
 
-If two programs are equal over the reals, then their float results differ by at most the sum of their bounds. That
-sum is the tolerance of every comparison in `ffn_jax.verify`.
+If two programs are equal over the reals, then their float results differ by at most the sum of their bounds.
+That sum is the tolerance of every comparison in `ffn_jax.verify`.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +23,13 @@ from ffn_jax._compat import open_jaxpr, scan_counts
 from ffn_jax.verify._bounds import _elementwise, _structure, _sums  # noqa: F401  (these fill the table)
 from ffn_jax.verify._bounds._elementwise import exact_or_unknown
 from ffn_jax.verify._bounds._model import Bound, Error, Model, Precision, plus
-from ffn_jax.verify._bounds._registry import RULES, Context, UnsupportedPrimitiveError, is_float, unknown_where
+from ffn_jax.verify._bounds._registry import (
+    RULES,
+    Context,
+    UnsupportedPrimitiveError,
+    is_float,
+    unknown_where,
+)
 from ffn_jax.verify._jaxprs import all_equations, called_jaxpr
 
 _LITERAL_UNITS = 4
@@ -33,7 +39,8 @@ _SCALAR_SPREADERS = frozenset({"broadcast_in_dim", "reshape", "squeeze", "expand
 def bounds_of(closed: Any, model: Model) -> Callable[..., list[tuple[Any, Any]]]:
     """A function of a closed jaxpr's inputs that returns `(value, error)` for each result, both float64.
 
-    To be traced and run with 64-bit types on. For a result of a non-float dtype the error is 0 where it is certain.
+    To be traced and run with 64-bit types on. For a result of a non-float dtype the error is 0 where it is
+    certain.
 
     Raises:
         UnsupportedPrimitiveError: the jaxpr has a primitive without a rule.
@@ -43,7 +50,11 @@ def bounds_of(closed: Any, model: Model) -> Callable[..., list[tuple[Any, Any]]]
     def bounds(*args: Any) -> list[tuple[Any, Any]]:
         inputs = [_input(arg, var.aval.dtype) for arg, var in zip(args, jaxpr.invars, strict=True)]
         outs = interpret(jaxpr, [_constant(const) for const in consts], inputs, model)
-        return [(value, jnp.broadcast_to(error.total(), jnp.shape(value))) for value, error in outs]
+        totals = [jnp.broadcast_to(error.total(), jnp.shape(value)) for value, error in outs]
+        # NaN is an unknown error: it propagates by itself and is given its meaning here
+        return [
+            (value, jnp.where(jnp.isnan(e), jnp.inf, e)) for (value, _), e in zip(outs, totals, strict=True)
+        ]
 
     return bounds
 
@@ -53,8 +64,9 @@ def unsupported_primitives(jaxpr: Any) -> list[str]:
     known = RULES.keys() | _CONTROL_FLOW.keys()
     missing: dict[str, None] = {}
     for eqn in all_equations(jaxpr):
-        floats = any(jnp.issubdtype(var.aval.dtype, jnp.floating) for var in [*eqn.outvars, *eqn.invars])
-        if eqn.primitive.name not in known and called_jaxpr(eqn) is None and floats:
+        avals: list[Any] = [var.aval for var in [*eqn.outvars, *eqn.invars]]
+        floats = any(jnp.issubdtype(aval.dtype, jnp.floating) for aval in avals)
+        if floats and eqn.primitive.name not in known and called_jaxpr(eqn) is None:
             missing[eqn.primitive.name] = None
     return list(missing)
 
@@ -101,15 +113,13 @@ def _short_dyadic(number: float) -> bool:
 
 
 def _guarded(bound: Bound, dtype: Any) -> Bound:
-    """An unknown error where the analysis broke down (NaN) or the dtype may have overflowed."""
+    """An unknown error where the dtype may have overflowed though float64 did not, or the bound is NaN."""
     value, error = bound
-    if error.exact or not jnp.issubdtype(dtype, jnp.floating):
-        return bound
     limit = Precision.of(dtype).largest
-    total = error.total()
-    overflow = jnp.isfinite(value) & ~(jnp.abs(value) + total <= limit)
-    broken = jnp.isnan(total) | overflow
-    return Bound(value, error.each(lambda part: jnp.where(broken | jnp.isnan(part), jnp.inf, part)))
+    if error.exact or limit >= Precision.of(jnp.float64).largest:
+        return bound
+    known = (jnp.abs(value) + error.total() <= limit) | jnp.isinf(value)
+    return Bound(value, error.each(lambda part: jnp.where(known, part, jnp.inf)))
 
 
 def _equation(eqn: Any, operands: list[Bound], model: Model) -> list[Bound]:
@@ -141,7 +151,7 @@ def _spread_scalars(eqn: Any, operands: list[Bound]) -> list[Bound]:
     ]
 
 
-# --- control flow ---------------------------------------------------------------------------------------------------
+# --- control flow -------------------------------------------------------------------------------------------
 
 
 def _instantiated(bound: Bound, model: Model) -> Bound:
@@ -197,7 +207,9 @@ def _cond(eqn: Any, operands: list[Bound], model: Model) -> list[Bound]:
     (which, error), *rest = operands
     branches = [_body(branch, model) for branch in eqn.params["branches"]]
 
-    def instantiated(branch: Callable[[Sequence[Bound]], list[Bound]]) -> Callable[[list[Bound]], list[Bound]]:
+    def instantiated(
+        branch: Callable[[Sequence[Bound]], list[Bound]],
+    ) -> Callable[[list[Bound]], list[Bound]]:
         return lambda operands: [_instantiated(out, model) for out in branch(operands)]
 
     outs = lax.switch(which, [instantiated(branch) for branch in branches], rest)

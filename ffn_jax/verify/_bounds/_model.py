@@ -1,17 +1,19 @@
 """The model of rounding: what a bound consists of, and how bounds combine.
 
-Every scalar operation in a dtype with unit roundoff u returns the exact result times (1 + δ), plus η when it underflows
-(|η| ≤ the smallest normal number, since XLA may flush). Two readings of δ:
+Every scalar operation in a dtype with unit roundoff u returns the exact result times (1 + δ), plus η when it
+underflows (|η| ≤ the smallest normal number, since XLA may flush). Two readings of δ:
 
 * **deterministic**: |δ| ≤ u, worst case everywhere. A sum of k terms, in any order, errs by at most
-  γ_k Σ|aᵢ| with γ_k = k u / (1 - k u) (Higham, *Accuracy and Stability of Numerical Algorithms*, 2nd ed., §3.1, §4.2).
+  γ_k Σ|aᵢ| with γ_k = k u / (1 - k u) (Higham, *Accuracy and Stability of Numerical Algorithms*, 2nd ed.,
+  §3.1, §4.2).
 * **statistical**: δ independent, of mean zero and variance u²/3. A random walk of k terms has variance
-  u²/3 (Σⱼ sⱼ²) over its partial sums sⱼ, here u² ((k/2 + 1) Σaᵢ² + k/3 s²)/3 with s the sum (terms of random sign and
-  a drift). Six standard deviations are the tolerance (Higham & Mary, *SIAM J. Sci. Comput.* 41 (2019) A2815 and 42
-  (2020) A3427). Errors at different positions of an array are independent unless one value was broadcast to them.
+  u²/3 (Σⱼ sⱼ²) over its partial sums sⱼ, here u² ((k/2 + 1) Σaᵢ² + k/3 s²)/3 with s the sum (terms of random
+  sign and a drift). Six standard deviations are the tolerance (Higham & Mary, *SIAM J. Sci. Comput.* 41
+  (2019) A2815 and 42 (2020) A3427). Errors at different positions of an array are independent unless one
+  value was broadcast to them.
 
-So an error has two parts: `shared`, which adds up linearly under a sum, and `free`, which adds up in squares; the
-deterministic reading has only the first. `None` for both is a value that is exact *and* constant.
+So an error has two parts: `shared`, which adds up linearly under a sum, and `free`, which adds up in squares;
+the deterministic reading has only the first. `None` for both is a value that is exact *and* constant.
 """
 
 import dataclasses
@@ -146,7 +148,7 @@ class Precision:
         """Of any JAX float dtype; integers and booleans are exact."""
         if not jnp.issubdtype(dtype, jnp.floating):
             return cls(0.0, 0.0, np.inf)
-        info = jnp.finfo(dtype)
+        info = jnp.finfo(dtype)  # type: ignore[no-untyped-call]
         # float16 is computed through float32, where its subnormal numbers are normal and nothing is flushed
         smallest = info.smallest_subnormal if dtype == jnp.float16 else info.tiny
         return cls(float(info.eps) / 2, float(smallest), float(info.max))

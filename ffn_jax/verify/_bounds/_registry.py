@@ -1,7 +1,8 @@
 """The table of rules, and what a rule receives.
 
 A rule takes the equation in its context and a `Bound` for each operand and returns a `Bound` for each result.
-Values are float64 stand-ins for the exact numbers whatever the dtype of the equation; only the errors know the dtype.
+Values are float64 stand-ins for the exact numbers whatever the dtype of the equation; only the errors know
+the dtype.
 """
 
 import dataclasses
@@ -43,14 +44,16 @@ class Context:
         return Precision.of(self.eqn.outvars[0].aval.dtype)
 
     def evaluate(self, *operands: Any, **overrides: Any) -> Any:
-        """The equation's primitive on other operands, with every float dtype among its parameters at float64."""
+        """The equation's primitive on other operands, with its float dtypes at float64."""
         params = {key: _widened(key, value) for key, value in self.eqn.params.items()}
         return self.eqn.primitive.bind(*operands, **(params | overrides))
 
     def rounding(self, value: Any, units: Any = 1.0) -> Error:
         """The error of rounding `value` to the result's dtype, times `units`; infinities are exact."""
         p = self.precision
-        return self.model.rounding(jnp.where(jnp.isinf(value), 0.0, units * p.u * jnp.abs(value) + p.smallest))
+        return self.model.rounding(
+            jnp.where(jnp.isinf(value), 0.0, units * p.u * jnp.abs(value) + p.smallest)
+        )
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
@@ -70,7 +73,7 @@ def is_float(value: Any) -> bool:
 
 def anywhere(error: Error) -> jax.Array:
     """Whether any entry has an error at all (a scalar)."""
-    return jnp.any(jnp.asarray(error.total()) > 0)
+    return jnp.any(jnp.asarray(error.total()) != 0)
 
 
 def unknown_where(condition: Any, shape: Sequence[int]) -> Error:

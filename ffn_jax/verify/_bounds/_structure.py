@@ -1,7 +1,7 @@
 """Error bounds of primitives that move entries about: the error moves with the value.
 
-A broadcast makes one error common to many positions, which matters to the statistical reading. Where an index is
-itself uncertain (it was rounded from a float near a tie), nothing is known of what it selects.
+A broadcast makes one error common to many positions, which matters to the statistical reading. Where an index
+is itself uncertain (it was rounded from a float near a tie), nothing is known of what it selects.
 """
 
 from collections.abc import Sequence
@@ -35,6 +35,7 @@ from ffn_jax.verify._bounds._registry import Context, anywhere, is_float, rule, 
     "pvary",
     "pcast",
     "stop_gradient",
+    "stack",
     "unstack",
 )
 def _move(ctx: Context, operands: Sequence[Bound]) -> list[Bound]:
@@ -60,19 +61,23 @@ def _move(ctx: Context, operands: Sequence[Bound]) -> list[Bound]:
     ]
     if index_errors:
         lost = jnp.any(jnp.stack([anywhere(error) for error in index_errors]))
-        errors = [plus(error, unknown_where(lost, out.shape)) for error, out in zip(errors, outs, strict=True)]
+        errors = [
+            plus(error, unknown_where(lost, out.shape)) for error, out in zip(errors, outs, strict=True)
+        ]
     return [Bound(out, error) for out, error in zip(outs, errors, strict=True)]
 
 
 def _part(bound: Bound, part: int) -> Any:
     error = bound.error[part]
     shape = jnp.shape(bound.value)
-    return jnp.zeros(shape) if error is None else jnp.broadcast_to(error, shape)
+    if error is None:
+        return jnp.zeros(shape)
+    return jnp.broadcast_to(jnp.where(jnp.isnan(error), jnp.inf, error), shape)
 
 
 def _clean(error: Any) -> Any:
     # a gather fills what lies out of bounds with NaN: a known value, without error
-    return jnp.nan_to_num(error, nan=0.0, posinf=jnp.inf)
+    return jnp.where(jnp.isnan(error), 0.0, error)
 
 
 def _as_list(ctx: Context, outs: Any) -> list[Any]:

@@ -1,8 +1,9 @@
 """Error bounds of sums and products over axes.
 
-A contraction C = A·B with errors Ea, Eb errs by |A|·Eb + Ea·|B| + Ea·Eb plus its own rounding, whose size is that of
-a sum of k terms in any order (`Model.accumulation`). Products in float16 and bfloat16 accumulate in float32 and are
-rounded once, as every XLA backend does; sums in these types round at each step unless the jaxpr says otherwise.
+A contraction C = A·B with errors Ea, Eb errs by |A|·Eb + Ea·|B| + Ea·Eb plus its own rounding, whose size is
+that of a sum of k terms in any order (`Model.accumulation`). Products in float16 and bfloat16 accumulate in
+float32 and are rounded once, as every XLA backend does; sums in these types round at each step unless the
+jaxpr says otherwise.
 """
 
 import math
@@ -59,9 +60,9 @@ def _contracted_size(ctx: Context) -> int:
     a, b = (atom.aval for atom in ctx.eqn.invars)
     if ctx.eqn.primitive.name == "dot_general":
         (contracted, _), _ = ctx.params["dimension_numbers"]
-        return max(1, math.prod(a.shape[i] for i in contracted))
+        return max(1, int(math.prod(a.shape[i] for i in contracted)))
     out_features = b.shape[ctx.params["dimension_numbers"].rhs_spec[0]]
-    return max(1, math.prod(b.shape) // max(1, out_features))
+    return max(1, int(math.prod(b.shape)) // max(1, int(out_features)))
 
 
 @rule("reduce_sum", "cumsum", "reduce_window_sum")
@@ -150,7 +151,11 @@ def _product(ctx: Context, operands: Sequence[Bound]) -> list[Bound]:
     out = ctx.evaluate(x)
     size = jnp.abs(x)
     grown = ctx.evaluate(size + e.total()) - ctx.evaluate(size)
-    k = math.prod(x.shape[i] for i in ctx.params["axes"]) if "axes" in ctx.params else x.shape[ctx.params["axis"]]
+    k = (
+        math.prod(x.shape[i] for i in ctx.params["axes"])
+        if "axes" in ctx.params
+        else x.shape[ctx.params["axis"]]
+    )
     return [Bound(out, plus(Error(grown), ctx.rounding(out, max(k - 1, 1))))]
 
 
