@@ -6,7 +6,7 @@ made. Here unflattening bypasses the constructor, so that `__post_init__` sees o
 """
 
 import dataclasses
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
@@ -30,7 +30,7 @@ def pytree_dataclass(cls: type[T]) -> type[T]:
     >>> jax.tree.map(lambda w: 2 * w, Affine(3.0)).weight
     6.0
     """
-    cls = dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)  # type: ignore[call-overload]
+    cls = dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
     fields = dataclasses.fields(cls)  # type: ignore[arg-type]
     meta = tuple(f.name for f in fields if f.metadata.get("static"))
     data = tuple(f.name for f in fields if not f.metadata.get("static"))
@@ -43,7 +43,7 @@ def pytree_dataclass(cls: type[T]) -> type[T]:
         children, aux = flatten(obj)
         return tuple(zip(keys, children, strict=True)), aux
 
-    def unflatten(aux: tuple[Hashable, ...], children: tuple[Any, ...]) -> T:
+    def unflatten(aux: tuple[Hashable, ...], children: Iterable[Any]) -> T:
         obj = object.__new__(cls)
         for name, value in (*zip(data, children, strict=True), *zip(meta, aux, strict=True)):
             object.__setattr__(obj, name, value)

@@ -92,8 +92,7 @@ class Composed(LinearMap):
     def __post_init__(self) -> None:
         if self.outer.in_shape != self.inner.out_shape:
             raise ValueError(
-                f"A @ B: expected B.out_shape to be A.in_shape {self.outer.in_shape}, "
-                f"got {self.inner.out_shape}"
+                f"A @ B: expected B.out_shape to be A.in_shape {self.outer.in_shape}, got {self.inner.out_shape}"
             )
         common_dtype((self.outer, self.inner), "A @ B")
 
@@ -269,9 +268,7 @@ def scale(factor: "ArrayLike", A: LinearMap) -> Scaled:
         return Scaled(previous.map, previous.factor, float(factor) * previous.constant)
     array = jnp.asarray(factor)
     if not jnp.issubdtype(array.dtype, jnp.floating) or (A.dtype is not None and array.dtype != A.dtype):
-        raise TypeError(
-            f"scalar * LinearMap: expected a scalar of dtype {A.dtype or 'float'}, got {array.dtype}"
-        )
+        raise TypeError(f"scalar * LinearMap: expected a scalar of dtype {A.dtype or 'float'}, got {array.dtype}")
     return Scaled(A, array) if previous.factor is not None else Scaled(previous.map, array, previous.constant)
 
 

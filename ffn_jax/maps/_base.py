@@ -24,7 +24,6 @@ from ffn_jax._checks import (
     check_floating,
     check_same_dtype,
     check_trailing,
-    is_array,
     is_inexact,
     size,
 )
@@ -102,7 +101,7 @@ class LinearMap:
           wider than its parameter (float32 sums for half types); integer leaves hold `float0` zeros.
         """
         _, pullback = jax.vjp(lambda A: A.apply(x), self)
-        return pullback(ybar)[0]  # type: ignore[no-any-return]
+        return pullback(ybar)[0]
 
     # ------------------------------------------------------------------------------- what a user calls
 
@@ -118,7 +117,7 @@ class LinearMap:
         x = jnp.asarray(x) if isinstance(x, (np.ndarray, np.generic)) else x
         check_same_dtype(x, self.dtype, where, name, "the map")
         check_trailing(x, self.in_shape, where, name)
-        return x  # type: ignore[no-any-return]
+        return x
 
     def call(self, x: "Array") -> "Array":
         """A x without checks, through the hand-written rule where there is one."""
@@ -198,7 +197,7 @@ def transpose_of(fun: Any, x: jax.ShapeDtypeStruct, where: str) -> Any:
 
     def apply_transpose(y: "Array") -> "Array":
         try:
-            return transpose(y)[0]  # type: ignore[no-any-return]
+            return transpose(y)[0]
         except (AssertionError, NotImplementedError) as error:
             raise ValueError(
                 f"{where}: expected a function that is linear in x, got one that jax.linear_transpose "
@@ -214,7 +213,7 @@ def cast_like(primal: Any, cotangent: Any) -> Any:
     def cast(p: Any, c: Any) -> Any:
         if not is_inexact(p):
             return np.zeros(jnp.shape(p), jax.dtypes.float0)
-        return c.astype(p.dtype) if is_array(p) else c
+        return c.astype(jnp.result_type(p))
 
     return jax.tree.map(cast, primal, cotangent)
 

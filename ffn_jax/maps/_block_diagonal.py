@@ -69,8 +69,7 @@ class BlockDiagonal(LinearMap):
         for j, A in enumerate(blocks):
             if len(A.in_shape) != 1 or len(A.out_shape) != 1:
                 raise ValueError(
-                    f"BlockDiagonal: expected block {j} to map one axis to one axis, "
-                    f"got {A.in_shape} -> {A.out_shape}"
+                    f"BlockDiagonal: expected block {j} to map one axis to one axis, got {A.in_shape} -> {A.out_shape}"
                 )
 
     @property
@@ -130,7 +129,7 @@ class BlockDiagonal(LinearMap):
     @property
     def _block(self) -> LinearMap:
         """One block of the stack, abstractly."""
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf)[1:], leaf.dtype), self.maps)  # type: ignore[return-value]
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf)[1:], leaf.dtype), self.maps)
 
     def _sizes(self, shape: Callable[[LinearMap], Shape]) -> list[int]:
         if isinstance(self.maps, LinearMap):

@@ -99,9 +99,7 @@ class Dense(LinearMap):
         """W̄ in the weight's layout, in float32 for half types."""
         first, second = (x, ybar) if self.layout == "in_out" else (ybar, x)
         batch = tuple(range(x.ndim - self.in_ndim))
-        weight_bar = lax.dot_general(
-            first, second, ((batch, batch), ((), ())), preferred_element_type=wide(x.dtype)
-        )
+        weight_bar = lax.dot_general(first, second, ((batch, batch), ((), ())), preferred_element_type=wide(x.dtype))
         return dataclasses.replace(self, weight=weight_bar)
 
     @property

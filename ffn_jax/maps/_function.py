@@ -101,7 +101,7 @@ class FunctionMap(LinearMap):
             y = step(self.params, x)
         if y.dtype != x.dtype:
             raise TypeError(f"linear_map: expected {name} to keep the dtype {x.dtype} of its input, got {y.dtype}")
-        return y  # type: ignore[no-any-return]
+        return y
 
     def _details(self) -> str:
         given = [name for name in ("transpose", "params_vjp") if getattr(self.functions, name) is not None]
@@ -226,7 +226,8 @@ def _dtypes_to_try(params: Any) -> list[Any]:
     """A function may fix its dtype by what it closes over; under strict promotion only that one traces."""
     leaves = [leaf for leaf in jax.tree.leaves(params) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)]
     first = leaves[0].dtype if leaves and is_array(leaves[0]) else jnp.result_type(float)
-    return list(dict.fromkeys(map(jnp.dtype, (first, jnp.result_type(float), "float32", "bfloat16", "float16"))))
+    candidates = (first, jnp.result_type(float), "float32", "bfloat16", "float16")
+    return list(dict.fromkeys(jnp.dtype(candidate) for candidate in candidates))
 
 
 def _trace(f: Any, params: Any, x_shape: Shape, dtypes: list[Any], where: str) -> _Traced:
@@ -277,7 +278,7 @@ def _lifted(traced: _Traced, params: Any, shapes: tuple[Shape, Shape]) -> Functi
     def apply(leaves: Any, x: "Array") -> "Array":
         consts, inner = leaves
         closed = jex.ClosedJaxpr(jaxpr, list(consts))
-        return jex.jaxpr_as_fun(closed)(*jax.tree.leaves(inner), x)[0]  # type: ignore[no-any-return]
+        return jex.jaxpr_as_fun(closed)(*jax.tree.leaves(inner), x)[0]
 
     return FunctionMap((tuple(traced.closed.consts), params), Functions(apply), shapes, traced.x.dtype)
 

@@ -17,6 +17,7 @@ from functools import reduce
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
@@ -73,7 +74,7 @@ def classify(closed: Any, inputs: Sequence[Kind]) -> list[Kind]:
 def _of_constant(value: Any) -> Kind:
     if isinstance(value, jax.core.Tracer) or not hasattr(value, "dtype"):
         return CONST
-    return CONST if jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended) or np.any(value) else ZERO
+    return CONST if jnp.issubdtype(value.dtype, jax.dtypes.extended) or np.any(value) else ZERO
 
 
 def _classify(jaxpr: Any, consts: Sequence[Kind], inputs: Sequence[Kind]) -> list[Kind]:
@@ -112,7 +113,7 @@ def _primitive(name: str, params: dict[str, Any], ins: list[Kind]) -> Kind:
     if name == "optimization_barrier" or name in _LINEAR_IN_EVERY_OPERAND:
         return reduce(join, ins)
     if name == "convert_element_type":
-        keeps = ins[0] in _FREE or np.issubdtype(params["new_dtype"], np.inexact) or _is_half(params)
+        keeps = ins[0] in _FREE or jnp.issubdtype(params["new_dtype"], jnp.inexact)
         return ins[0] if keeps else NONLINEAR
     if name in _BILINEAR:
         a, b = ins[:2]
@@ -132,10 +133,6 @@ def _primitive(name: str, params: dict[str, Any], ins: list[Kind]) -> Kind:
     if UNKNOWN not in ins and (name in _NONLINEAR or name in _LINEAR_IN_FIRST):
         return NONLINEAR
     return UNKNOWN
-
-
-def _is_half(params: dict[str, Any]) -> bool:
-    return bool(jax.dtypes.issubdtype(params["new_dtype"], np.inexact))  # bfloat16 is not numpy's
 
 
 def _scan(params: dict[str, Any], ins: list[Kind]) -> list[Kind]:

@@ -72,9 +72,7 @@ class TimeDistributed(LinearMap):
 
     def params_vjp(self, x: "Array", ybar: "Array") -> Self:
         """A's pullback, summed over positions as over any batch."""
-        return jax.tree.unflatten(
-            jax.tree.structure(self), jax.tree.leaves(self.map.params_vjp(x, ybar))
-        )
+        return jax.tree.unflatten(jax.tree.structure(self), jax.tree.leaves(self.map.params_vjp(x, ybar)))
 
     @property
     def T(self) -> "TimeDistributed":  # noqa: N802
