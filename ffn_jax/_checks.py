@@ -59,7 +59,7 @@ def size(shape: Shape) -> int:
 
 def wide(dtype: Any) -> Any:
     """The dtype in which sums over many terms are kept: float32 for half types, else `dtype` itself."""
-    return jnp.promote_types(dtype, jnp.float32) if jnp.finfo(dtype).bits < 32 else jnp.dtype(dtype)
+    return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else jnp.dtype(dtype)
 
 
 def is_inexact(leaf: Any) -> bool:
