@@ -97,9 +97,13 @@ class Dense(LinearMap):
 
     def params_vjp(self, x: "Array", ybar: "Array") -> Self:
         """W̄ in the weight's layout, in float32 for half types."""
+        # As a product of matrices: XLA's CPU backend has no half-precision product with more output axes.
+        x = x.reshape(*self._batch(x, self.in_shape), size(self.in_shape))
+        ybar = ybar.reshape(*self._batch(ybar, self.out_shape), size(self.out_shape))
         first, second = (x, ybar) if self.layout == "in_out" else (ybar, x)
-        batch = tuple(range(x.ndim - self.in_ndim))
-        weight_bar = lax.dot_general(first, second, ((batch, batch), ((), ())), preferred_element_type=wide(x.dtype))
+        batch = tuple(range(x.ndim - 1))
+        product = lax.dot_general(first, second, ((batch, batch), ((), ())), preferred_element_type=wide(x.dtype))
+        weight_bar = product.reshape(self.weight.shape)
         return dataclasses.replace(self, weight=weight_bar)
 
     @property
