@@ -129,7 +129,7 @@ def ffn_residual_tape(
     >>> jax.grad(loss)(jnp.array([-1.0, 2.0])).tolist()
     [1.0, 2.5]
     """
-    config, x, params = _prepare("ffn_residual_tape", True, x, A1, b1, A2, b2, activation)
+    config, x, params, _ = _prepare("ffn_residual_tape", True, x, A1, b1, A2, b2, activation)
     return _rule.sublayer_tape(config, x, params)
 
 
@@ -154,7 +154,7 @@ def ffn_residual_reference(
     >>> jax.jvp(f, (jnp.array([-1.0, 2.0]),), (jnp.ones(2),))[1].tolist()
     [1.0, 2.0]
     """
-    config, x, params = _prepare("ffn_residual_reference", True, x, A1, b1, A2, b2, activation)
+    config, x, params, _ = _prepare("ffn_residual_reference", True, x, A1, b1, A2, b2, activation)
     return _rule.evaluate(config, x, params, undecorated=True).output
 
 
@@ -174,7 +174,7 @@ def ffn_reference(
     >>> jax.jacfwd(lambda x: fj.ffn_reference(x, A, None, A, None, activation=fj.relu))(jnp.array([-1.0, 2.0])).tolist()
     [[0.0, 0.0], [0.0, 1.0]]
     """
-    config, x, params = _prepare("ffn_reference", False, x, A1, b1, A2, b2, activation)
+    config, x, params, _ = _prepare("ffn_reference", False, x, A1, b1, A2, b2, activation)
     return _rule.evaluate(config, x, params, undecorated=True).output
 
 
@@ -194,18 +194,21 @@ def _sublayer(
     chunk_size: Any,
 ) -> "Array":
     save, chunk_size = _check_save(save, where), _check_chunk_size(chunk_size, where)
-    config, x, params = _prepare(where, residual, x, A1, b1, A2, b2, activation)
+    config, x, params, h = _prepare(where, residual, x, A1, b1, A2, b2, activation)
     config = config._replace(save=save)
     if chunk_size is not None:
-        config, params = _chunked(config, x, params, chunk_size, where)
+        config, params = _chunked(config, x, h, params, chunk_size, where)
     y: Array = _rule.sublayer(config, x, params)
     return y
 
 
 def _prepare(
     where: str, residual: bool, x: Any, A1: Any, b1: Any, A2: Any, b2: Any, activation: Any
-) -> "tuple[Config, Array, Params]":
-    """Checks every argument against the next, in the order in which they act, and lifts bare callables."""
+) -> "tuple[Config, Array, Params, jax.ShapeDtypeStruct]":
+    """Checks every argument against the next, in the order in which they act, and lifts bare callables.
+
+    The last of what it returns is the hidden tensor's shape after the activation.
+    """
     x = _array(x, where, "x")
     A1 = lift(A1, x, where, "A1")
     b1, z = _affine(x, A1, b1, where, 1, "x")
@@ -218,7 +221,7 @@ def _prepare(
             f"{where}: expected A2.out_shape to bring the output back to x's shape {tuple(x.shape)}, "
             f"got {A2.out_shape}, which makes it {tuple(u.shape)}"
         )
-    return Config(rule, residual), x, Params(A1, b1, A2, b2, theta)
+    return Config(rule, residual), x, Params(A1, b1, A2, b2, theta), h
 
 
 def _array(value: Any, where: str, name: str) -> Any:
@@ -270,14 +273,16 @@ def _check_chunk_size(chunk_size: Any, where: str) -> int | None:
     return int(chunk_size)
 
 
-def _chunked(config: Config, x: "Array", params: Params, chunk_size: int, where: str) -> tuple[Config, Params]:
+def _chunked(
+    config: Config, x: "Array", h: jax.ShapeDtypeStruct, params: Params, chunk_size: int, where: str
+) -> tuple[Config, Params]:
     """The same sublayer in chunks of tokens: shared maps per token, and biases with all their axes."""
     A1, A2 = _per_token(params.A1), _per_token(params.A2)
-    token_axes = [x.ndim - len(A1.in_shape), x.ndim - len(A2.out_shape)]
-    if x.ndim == len(A1.in_shape) == len(A2.out_shape) == 1:
+    token_axes = x.ndim - len(A1.in_shape), h.ndim - len(A2.in_shape)
+    if x.ndim == len(A1.in_shape) == 1 and token_axes[1] == 0:
         return config, params  # one token
     for name, A, axes in (("A1", A1, token_axes[0]), ("A2", A2, token_axes[1])):
-        if axes < max(token_axes) or axes == 0:
+        if axes < max(1, *token_axes):
             raise ValueError(
                 f"{where}: chunk_size={chunk_size} needs maps that act on each token alone, but {name} "
                 f"({A.in_shape} -> {A.out_shape}) spans the token axes of x {tuple(x.shape)}; "
