@@ -1,0 +1,304 @@
+"""The feed-forward sublayer as pure functions: `ffn_residual`, `ffn`, their tape and their reference.
+
+    y = x + A2 σ(A1 x + b1) + b2
+
+A1 and A2 are any `LinearMap`s, or bare callables on the whole array; σ is any activation. This module checks
+what it is given and says what it does; the equations stand in `ffn_jax._rule`.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ffn_jax import _rule
+from ffn_jax._activation_rule import activation_rule
+from ffn_jax._checks import check_floating, check_same_dtype, size, trailing
+from ffn_jax._chunks import Tokens
+from ffn_jax._rule import Config, FFNTape, Params
+from ffn_jax.activations import Activation, gelu
+from ffn_jax.maps import LinearMap, TimeDistributed
+from ffn_jax.maps._function import lift
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from jax import Array
+    from jax.typing import ArrayLike
+
+    Linear = LinearMap | Callable[[Array], Array]
+    AnyActivation = Activation | Callable[[Array], Array]
+
+SAVEABLE = ("hidden_pre", "hidden_act")
+
+
+def ffn_residual(
+    x: "ArrayLike",
+    A1: "Linear",
+    b1: "ArrayLike | None",
+    A2: "Linear",
+    b2: "ArrayLike | None",
+    *,
+    activation: "AnyActivation" = gelu,
+    save: "Sequence[str]" = ("hidden_pre",),
+    chunk_size: int | None = None,
+) -> "Array":
+    """y = x + A2 σ(A1 x + b1) + b2, with a reverse rule that keeps what you choose.
+
+    Args:
+      x: tokens, `(*batch, *A1.in_shape)`: one token `(d_model,)`, a sequence `(seq, d_model)`, any batch of them.
+      A1: the first linear map, a `LinearMap`, or a callable that is given all of x.
+      b1: its bias, of any shape that broadcasts to A1's output (one per position included), or None.
+      A2: the second linear map, back to x's shape.
+      b2: its bias, likewise.
+      activation: `gelu` (tanh form) and its siblings, `ffn_jax.activation(...)` with a derivative of your own, or
+        any plain function of one token's hidden features. Gated units take a hidden of shape `(..., 2, d_ff)`.
+      save: what the backward pass keeps besides x, of "hidden_pre" and "hidden_act"; the rest is computed again.
+        `("hidden_pre",)` repeats no matrix product, `()` repeats one and keeps x alone.
+      chunk_size: how many tokens (entries of the leading axes) are worked on at a time, so that with `save=()`
+        the hidden tensor never exists whole; need not divide the tokens. None: all at once.
+
+    Returns:
+      y, of x's shape and dtype. Half-precision products accumulate in float32, and parameter cotangents are
+      summed in float32 before the cast to their parameter's dtype.
+
+    Raises:
+      TypeError, ValueError: an argument is of the wrong kind, shape or dtype; the message says what was
+        expected and what was got. `jax.jvp` raises TypeError: for forward mode use `ffn_residual_reference`.
+
+    Source: Vaswani et al. 2017 (arXiv:1706.03762), eq. 2, with the residual connection of section 3.1; the rule is
+    TorchLean's `seqFfnResidual_backpropVec_eq_adjoint_fderiv`.
+
+    >>> import jax, jax.numpy as jnp, ffn_jax as fj
+    >>> keys = jax.random.split(jax.random.key(0), 3)
+    >>> x = jax.random.normal(keys[0], (4, 8), "float32")
+    >>> A1 = fj.Dense(jax.random.normal(keys[1], (8, 32), "float32"))
+    >>> A2 = fj.Dense(jax.random.normal(keys[2], (32, 8), "float32"))
+    >>> loss = lambda A1, A2: jnp.sum(fj.ffn_residual(x, A1, None, A2, None) ** 2)
+    >>> jax.jit(jax.grad(loss))(A1, A2)
+    Dense((8,) -> (32,), float32, in_out)
+    """
+    return _sublayer("ffn_residual", True, x, A1, b1, A2, b2, activation, save, chunk_size)
+
+
+def ffn(
+    x: "ArrayLike",
+    A1: "Linear",
+    b1: "ArrayLike | None",
+    A2: "Linear",
+    b2: "ArrayLike | None",
+    *,
+    activation: "AnyActivation" = gelu,
+    save: "Sequence[str]" = ("hidden_pre",),
+    chunk_size: int | None = None,
+) -> "Array":
+    """A2 σ(A1 x + b1) + b2: `ffn_residual` without "x +". A2's output may have another shape than x.
+
+    Arguments, errors and source are those of `ffn_residual`.
+
+    >>> import jax.numpy as jnp, ffn_jax as fj
+    >>> A = fj.Dense(jnp.eye(2))
+    >>> fj.ffn(jnp.array([-1.0, 2.0]), A, None, A, None, activation=fj.relu).tolist()
+    [0.0, 2.0]
+    """
+    return _sublayer("ffn", False, x, A1, b1, A2, b2, activation, save, chunk_size)
+
+
+def ffn_residual_tape(
+    x: "ArrayLike",
+    A1: "Linear",
+    b1: "ArrayLike | None",
+    A2: "Linear",
+    b2: "ArrayLike | None",
+    *,
+    activation: "AnyActivation" = gelu,
+) -> FFNTape:
+    """All that `ffn_residual` computes: (hidden_pre, hidden_act, projected, output).
+
+    Its VJP takes a seed on each of the four: a penalty on the hidden activations is a term of the loss. For a seed
+    on the input too, differentiate `lambda x: (x, ffn_residual_tape(x, ...))`.
+
+    Arguments, errors and source are those of `ffn_residual`.
+
+    >>> import jax, jax.numpy as jnp, ffn_jax as fj
+    >>> A = fj.Dense(jnp.eye(2))
+    >>> def loss(x):
+    ...     tape = fj.ffn_residual_tape(x, A, None, A, None, activation=fj.relu)
+    ...     return jnp.sum(tape.output) + 0.5 * jnp.sum(jnp.abs(tape.hidden_act))
+    >>> jax.grad(loss)(jnp.array([-1.0, 2.0])).tolist()
+    [1.0, 2.5]
+    """
+    config, x, params, _ = _prepare("ffn_residual_tape", True, x, A1, b1, A2, b2, activation)
+    return _rule.sublayer_tape(config, x, params)
+
+
+def ffn_residual_reference(
+    x: "ArrayLike",
+    A1: "Linear",
+    b1: "ArrayLike | None",
+    A2: "Linear",
+    b2: "ArrayLike | None",
+    *,
+    activation: "AnyActivation" = gelu,
+) -> "Array":
+    """`ffn_residual` in undecorated JAX: the reference that the rule is compared with.
+
+    It has every derivative that JAX has, forward mode included: use it with `jax.jvp`, `jacfwd` and `hessian`.
+
+    Arguments, errors and source are those of `ffn_residual`.
+
+    >>> import jax, jax.numpy as jnp, ffn_jax as fj
+    >>> A = fj.Dense(jnp.eye(2))
+    >>> f = lambda x: fj.ffn_residual_reference(x, A, None, A, None, activation=fj.relu)
+    >>> jax.jvp(f, (jnp.array([-1.0, 2.0]),), (jnp.ones(2),))[1].tolist()
+    [1.0, 2.0]
+    """
+    config, x, params, _ = _prepare("ffn_residual_reference", True, x, A1, b1, A2, b2, activation)
+    return _rule.evaluate(config, x, params, undecorated=True).output
+
+
+def ffn_reference(
+    x: "ArrayLike",
+    A1: "Linear",
+    b1: "ArrayLike | None",
+    A2: "Linear",
+    b2: "ArrayLike | None",
+    *,
+    activation: "AnyActivation" = gelu,
+) -> "Array":
+    """`ffn` in undecorated JAX, as `ffn_residual_reference` is of `ffn_residual`.
+
+    >>> import jax, jax.numpy as jnp, ffn_jax as fj
+    >>> A = fj.Dense(jnp.eye(2))
+    >>> jax.jacfwd(lambda x: fj.ffn_reference(x, A, None, A, None, activation=fj.relu))(jnp.array([-1.0, 2.0])).tolist()
+    [[0.0, 0.0], [0.0, 1.0]]
+    """
+    config, x, params, _ = _prepare("ffn_reference", False, x, A1, b1, A2, b2, activation)
+    return _rule.evaluate(config, x, params, undecorated=True).output
+
+
+# ------------------------------------------------------------------------------------- what is checked
+
+
+def _sublayer(
+    where: str,
+    residual: bool,
+    x: Any,
+    A1: Any,
+    b1: Any,
+    A2: Any,
+    b2: Any,
+    activation: Any,
+    save: Any,
+    chunk_size: Any,
+) -> "Array":
+    save, chunk_size = _check_save(save, where), _check_chunk_size(chunk_size, where)
+    config, x, params, h = _prepare(where, residual, x, A1, b1, A2, b2, activation)
+    config = config._replace(save=save)
+    if chunk_size is not None:
+        config, params = _chunked(config, x, h, params, chunk_size, where)
+    y: Array = _rule.sublayer(config, x, params)
+    return y
+
+
+def _prepare(
+    where: str, residual: bool, x: Any, A1: Any, b1: Any, A2: Any, b2: Any, activation: Any
+) -> "tuple[Config, Array, Params, jax.ShapeDtypeStruct]":
+    """Checks every argument against the next, in the order in which they act, and lifts bare callables.
+
+    The last of what it returns is the hidden tensor's shape after the activation.
+    """
+    x = _array(x, where, "x")
+    A1 = lift(A1, x, where, "A1")
+    b1, z = _affine(x, A1, b1, where, 1, "x")
+    rule, theta = activation_rule(activation, A1.out_shape, x.dtype, where)
+    h = jax.eval_shape(rule.value, theta, z)
+    A2 = lift(A2, h, where, "A2")
+    b2, u = _affine(h, A2, b2, where, 2, f"the hidden {tuple(h.shape)}")
+    if residual and u.shape != x.shape:
+        raise ValueError(
+            f"{where}: expected A2.out_shape to bring the output back to x's shape {tuple(x.shape)}, "
+            f"got {A2.out_shape}, which makes it {tuple(u.shape)}"
+        )
+    return Config(rule, residual), x, Params(A1, b1, A2, b2, theta), h
+
+
+def _array(value: Any, where: str, name: str) -> Any:
+    check_floating(value, where, name)
+    return jnp.asarray(value) if isinstance(value, (np.ndarray, np.generic)) else value
+
+
+def _affine(x: Any, A: LinearMap, b: Any, where: str, k: int, what: str) -> "tuple[Array | None, jax.ShapeDtypeStruct]":
+    """Checks A_k x + b_k; returns the bias and the result's shape."""
+    check_same_dtype(x, A.dtype, where, "x", f"A{k}")
+    n = len(A.in_shape)
+    if x.ndim < n or tuple(x.shape[x.ndim - n :]) != A.in_shape:
+        got = f"x of shape {tuple(x.shape)}" if k == 1 else what
+        raise ValueError(f"{where}: expected {got} to end in A{k}.in_shape: {trailing(A.in_shape)}")
+    out = jax.ShapeDtypeStruct((*x.shape[: x.ndim - n], *A.out_shape), x.dtype)
+    if b is None:
+        return None, out
+    b = _array(b, where, f"b{k}")
+    check_same_dtype(b, x.dtype, where, f"b{k}", "x")
+    try:
+        fits = np.broadcast_shapes(b.shape, out.shape) == out.shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"{where}: expected b{k} to broadcast to A{k}'s output of shape {out.shape}, got {tuple(b.shape)}"
+        )
+    return b, out
+
+
+def _check_save(save: Any, where: str) -> tuple[str, ...]:
+    if isinstance(save, str) or not isinstance(save, (tuple, list, set, frozenset)):
+        raise TypeError(f"{where}: expected save to be a tuple of names out of {SAVEABLE}, got {save!r}")
+    unknown = [name for name in save if name not in SAVEABLE]
+    if unknown:
+        raise ValueError(
+            f"{where}: expected save to name tensors that the backward pass can use, {SAVEABLE}, got {unknown[0]!r}"
+        )
+    return tuple(name for name in SAVEABLE if name in save)
+
+
+def _check_chunk_size(chunk_size: Any, where: str) -> int | None:
+    if chunk_size is None:
+        return None
+    if isinstance(chunk_size, bool) or not isinstance(chunk_size, (int, np.integer)):
+        raise TypeError(f"{where}: expected chunk_size to be an int (tokens) or None, got {chunk_size!r}")
+    if chunk_size < 1:
+        raise ValueError(f"{where}: expected chunk_size >= 1 (tokens), got {chunk_size}")
+    return int(chunk_size)
+
+
+def _chunked(
+    config: Config, x: "Array", h: jax.ShapeDtypeStruct, params: Params, chunk_size: int, where: str
+) -> tuple[Config, Params]:
+    """The same sublayer in chunks of tokens: shared maps per token, and biases with all their axes."""
+    A1, A2 = _per_token(params.A1), _per_token(params.A2)
+    token_axes = x.ndim - len(A1.in_shape), h.ndim - len(A2.in_shape)
+    if x.ndim == len(A1.in_shape) == 1 and token_axes[1] == 0:
+        return config, params  # one token
+    for name, A, axes in (("A1", A1, token_axes[0]), ("A2", A2, token_axes[1])):
+        if axes < max(1, *token_axes):
+            raise ValueError(
+                f"{where}: chunk_size={chunk_size} needs maps that act on each token alone, but {name} "
+                f"({A.in_shape} -> {A.out_shape}) spans the token axes of x {tuple(x.shape)}; "
+                "leave chunk_size out, or give a map per token"
+            )
+    shape = tuple(x.shape[: token_axes[0]])
+    if size(shape) <= chunk_size:
+        return config, params
+    b1 = _all_axes(params.b1, len(shape) + len(A1.out_shape))
+    b2 = _all_axes(params.b2, len(shape) + len(A2.out_shape))
+    return config._replace(tokens=Tokens(shape, chunk_size)), Params(A1, b1, A2, b2, params.theta)
+
+
+def _per_token(A: LinearMap) -> LinearMap:
+    return _per_token(A.map) if isinstance(A, TimeDistributed) else A
+
+
+def _all_axes(b: "Array | None", ndim: int) -> "Array | None":
+    return None if b is None else b.reshape((1,) * (ndim - b.ndim) + b.shape)

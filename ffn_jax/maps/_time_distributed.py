@@ -1,0 +1,80 @@
+"""`TimeDistributed`: one shared map at every position, I_length ⊗ A.
+
+    (x_1, ..., x_L) -> (A x_1, ..., A x_L)        matrix kron(I_L, M)        θ̄ = Σ_l pullback(x_l, ȳ_l)
+
+The position axis is one more batch axis of A, so A's own products serve all positions at once.
+"""
+
+from typing import TYPE_CHECKING, Any, Self
+
+import jax
+
+from ffn_jax._checks import Shape
+from ffn_jax._pytree import pytree_dataclass, static
+from ffn_jax.maps._algebra import expect_map
+from ffn_jax.maps._base import LinearMap
+
+if TYPE_CHECKING:
+    from jax import Array
+
+
+@pytree_dataclass
+class TimeDistributed(LinearMap):
+    """The map A applied at each of `length` positions: `(length, *A.in_shape) -> (length, *A.out_shape)`.
+
+    Raises:
+      TypeError: `map` is not a LinearMap or `length` not an int.
+      ValueError: length < 1.
+
+    >>> import jax.numpy as jnp, ffn_jax as fj
+    >>> A = fj.TimeDistributed(fj.Dense(jnp.ones((2, 3))), length=4)
+    >>> A.in_shape, A.out_shape, A.as_matrix().shape
+    ((4, 2), (4, 3), (12, 8))
+    """
+
+    map: LinearMap
+    length: int = static()
+
+    def __post_init__(self) -> None:
+        expect_map(self.map, "TimeDistributed", "map")
+        if not isinstance(self.length, int) or isinstance(self.length, bool):
+            raise TypeError(f"TimeDistributed: expected length to be an int, got {self.length!r}")
+        if self.length < 1:
+            raise ValueError(f"TimeDistributed: expected length >= 1, got {self.length}")
+
+    @property
+    def in_shape(self) -> Shape:
+        """`(length, *A.in_shape)`."""
+        return (self.length, *self.map.in_shape)
+
+    @property
+    def out_shape(self) -> Shape:
+        """`(length, *A.out_shape)`."""
+        return (self.length, *self.map.out_shape)
+
+    @property
+    def dtype(self) -> Any:
+        """A's dtype."""
+        return self.map.dtype
+
+    @property
+    def has_rule(self) -> bool:
+        """Whether A has one."""
+        return self.map.has_rule
+
+    def apply(self, x: "Array") -> "Array":
+        """A at every position."""
+        return self.map.apply(x)
+
+    def transpose_apply(self, y: "Array") -> "Array":
+        """Aᵀ at every position."""
+        return self.map.transpose_apply(y)
+
+    def params_vjp(self, x: "Array", ybar: "Array") -> Self:
+        """A's pullback, summed over positions as over any batch."""
+        return jax.tree.unflatten(jax.tree.structure(self), jax.tree.leaves(self.map.params_vjp(x, ybar)))
+
+    @property
+    def T(self) -> "TimeDistributed":  # noqa: N802
+        """I ⊗ Aᵀ."""
+        return TimeDistributed(self.map.T, self.length)
