@@ -104,9 +104,7 @@ def check_linear_map(
     finally:
         bar.close()
     statement = f"{like.in_shape} -> {like.out_shape}: linearity, transpose, parameters, batches"
-    ordered = sorted(
-        rows.values(), key=lambda row: row.gate != "float64 deterministic" and 1 + (row.gate[5] != "6")
-    )
+    ordered = sorted(rows.values(), key=lambda row: row.gate != "float64 deterministic" and 1 + (row.gate[5] != "6"))
     report = LinearMapReport(
         f"check_linear_map({type(A).__name__})", statement, tuple(ordered), tuple(notes), bar.seconds
     )
@@ -145,9 +143,7 @@ def _check_in(
                 ]
                 problem = _difference_in_form(*sides)
             except Exception as error:
-                problem = (
-                    f"could not be evaluated: {type(error).__name__}: {str(error).strip()}".splitlines()[0]
-                )
+                problem = f"could not be evaluated: {type(error).__name__}: {str(error).strip()}".splitlines()[0]
                 if claim.what in ("transpose", "parameters"):
                     problem += " (is the map linear?)"
             if problem:
@@ -158,18 +154,12 @@ def _check_in(
         def side(name: str) -> Callable[..., list[Any]]:
             def program(arrays: Any, *vectors: Any) -> list[Any]:
                 map_ = rebuild(arrays)
-                return [
-                    out
-                    for claim, _ in claims
-                    for out in jax.tree.leaves(getattr(claim, name)(map_, *vectors))
-                ]
+                return [out for claim, _ in claims for out in jax.tree.leaves(getattr(claim, name)(map_, *vectors))]
 
             return program
 
         ours, theirs = Side(side("ours"), arrays, *inputs), Side(side("theirs"), arrays, *inputs)
-    comparison = Comparison(
-        ours, theirs, [q for claim, out in claims for q in _quantities(claim, out)], gates
-    )
+    comparison = Comparison(ours, theirs, [q for claim, out in claims for q in _quantities(claim, out)], gates)
     eager = next((i for i, q in enumerate(comparison.quantities) if q.what == "jit"), None)
     for draw in draw_inputs(rng, leaves, draws, dtype):
         bar(f"{gates[0].name}, draw {draw.name}")
@@ -221,9 +211,7 @@ def _claims(like: LinearLike) -> list[_Claim]:
             lambda A, x, x2, *_: apply(A, x + x2),
             lambda A, x, x2, *_: apply(A, x) + apply(A, x2),
         ),
-        _Claim(
-            "homogeneity", lambda A, x, _, c, *__: apply(A, c * x), lambda A, x, _, c, *__: c * apply(A, x)
-        ),
+        _Claim("homogeneity", lambda A, x, _, c, *__: apply(A, c * x), lambda A, x, _, c, *__: c * apply(A, x)),
         _Claim("jit", lambda A, x, *_: apply(A, x), lambda A, x, *_: apply(A, x)),
         _Claim("vmap", lambda A, *v: jax.vmap(lambda x: apply(A, x))(v[4]), lambda A, *v: each(A, v[4])),
     ]

@@ -96,9 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         fun = load_object(options.fun)
         if options.linear_map:
             shape = [int(size) for size in options.in_shape.split(",")] if options.in_shape else None
-            report: Any = check_linear_map(
-                fun, key=options.key, in_shape=shape, dtypes=options.dtypes, raises=False
-            )
+            report: Any = check_linear_map(fun, key=options.key, in_shape=shape, dtypes=options.dtypes, raises=False)
         else:
             if not options.like:
                 raise ValueError("--like is needed: the dtype and shape of each argument, such as f32[4,8]")

@@ -26,7 +26,7 @@ _MOST_TAILS = 8
 
 def shape_dtype(shape: Sequence[int], dtype: Any) -> Any:
     """A template for an array."""
-    return jax.ShapeDtypeStruct(tuple(shape), dtype)  # type: ignore[no-untyped-call]
+    return jax.ShapeDtypeStruct(tuple(shape), dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +56,7 @@ class Leaf:
     @property
     def positive(self) -> bool:
         """Whether all given entries are positive."""
-        return (
-            self.given is not None and self.inexact and bool(np.all(np.asarray(self.given, np.float64) > 0))
-        )
+        return self.given is not None and self.inexact and bool(np.all(np.asarray(self.given, np.float64) > 0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,9 +76,7 @@ def generator(key: Any) -> np.random.Generator:
     return np.random.default_rng([int(word) for word in np.asarray(key).ravel()])
 
 
-def draw_inputs(
-    rng: np.random.Generator, leaves: Sequence[Leaf], kinds: Sequence[str], dtype: Any
-) -> Iterator[Draw]:
+def draw_inputs(rng: np.random.Generator, leaves: Sequence[Leaf], kinds: Sequence[str], dtype: Any) -> Iterator[Draw]:
     """The draws of these kinds, with float leaves cast to `dtype` (None: to the dtype of each leaf).
 
     Raises:
@@ -124,7 +120,7 @@ def _sample(rng: np.random.Generator, leaf: Leaf, kind: str, dtype: Any) -> Any:
     if kind == "zeros" and not leaf.positive:
         return np.where(chance < 0.5, 0.0, np.where(chance < 0.75, -0.0, normal))
     if kind == "subnormal":
-        tiny = float(jnp.finfo(dtype).tiny)  # type: ignore[no-untyped-call]
+        tiny = float(jnp.finfo(dtype).tiny)
         return np.where(chance < 0.5, tiny * rng.uniform(-1.0, 1.0, leaf.shape), normal)
     return normal
 

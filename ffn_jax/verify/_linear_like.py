@@ -49,9 +49,7 @@ def linear_like(A: Any, in_shape: Sequence[int] | None, dtype: Any) -> LinearLik
     if all(hasattr(A, name) for name in ("mv", "in_structure", "out_structure")):
         return _operator(A)
     if not callable(A):
-        raise TypeError(
-            f"check_linear_map: got a {type(A).__name__}, expected a LinearMap, a callable or an operator"
-        )
+        raise TypeError(f"check_linear_map: got a {type(A).__name__}, expected a LinearMap, a callable or an operator")
     if hasattr(A, "in_shape") and hasattr(A, "T"):
         plain = (lambda A, x: A.apply(x)) if hasattr(A, "apply") else (lambda A, x: A(x))
         return LinearLike(

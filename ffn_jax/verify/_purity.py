@@ -17,12 +17,12 @@ def require_pure(caller: str, name: str, function: Callable[..., Any], like: Seq
     Raises:
         ValueError: side effects, a random key made inside, or two traces that differ.
     """
-    first, second = (jax.make_jaxpr(function)(*like) for _ in range(2))
+    # a new function each time: JAX remembers the traces of those that it has seen
+    first, second = (jax.make_jaxpr(lambda *args: function(*args))(*like) for _ in range(2))
     if first.effects:
         effects = ", ".join(sorted(type(effect).__name__ for effect in first.effects))
         raise ValueError(
-            f"{caller}: {name} has side effects ({effects}); "
-            "remove callbacks and debug prints before checking it"
+            f"{caller}: {name} has side effects ({effects}); remove callbacks and debug prints before checking it"
         )
     if any(eqn.primitive.name == "random_seed" for eqn in all_equations(first.jaxpr)):
         raise ValueError(

@@ -176,6 +176,4 @@ def _table(rows: Sequence[Row]) -> list[str]:
         place = (str(list(row.index)) if row.index else "", row.draw, row.seed, str(row.entries), loose)
         cells.append(("ok" if row.ok else "FAIL", row.gate, row.what, row.where, *numbers, *place))
     widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
-    return [
-        "  " + "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in cells
-    ]
+    return ["  " + "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in cells]

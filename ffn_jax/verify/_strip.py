@@ -133,9 +133,7 @@ def _scan(eqn: Any, operands: list[Any]) -> list[Any]:
         outs = inner(*consts, *carry, *x)
         return outs[:n_carry], outs[n_carry:]
 
-    last, ys = lax.scan(
-        body, carry, xs, length=params["length"], reverse=params["reverse"], unroll=params["unroll"]
-    )
+    last, ys = lax.scan(body, carry, xs, length=params["length"], reverse=params["reverse"], unroll=params["unroll"])
     return [*last, *ys]
 
 

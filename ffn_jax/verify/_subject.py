@@ -25,9 +25,7 @@ from ffn_jax.verify._strip import custom_rules, strip_custom_rules
 class Subject:
     """What `check_vjp` was asked to check, validated."""
 
-    def __init__(
-        self, fun: Callable[..., Any], reference: Callable[..., Any] | None, args: Sequence[Any]
-    ) -> None:
+    def __init__(self, fun: Callable[..., Any], reference: Callable[..., Any] | None, args: Sequence[Any]) -> None:
         self.fun, self.reference = fun, fun if reference is None else reference
         paths, self._tree = jax.tree_util.tree_flatten_with_path(tuple(args))
         names = _parameter_names(fun, len(args))
@@ -35,9 +33,7 @@ class Subject:
         self.inexact = [i for i, leaf in enumerate(self.leaves) if leaf.inexact]
         if not self.inexact:
             given = ", ".join(f"{leaf.label}: {leaf.dtype}" for leaf in self.leaves) or "no arrays"
-            raise ValueError(
-                f"check_vjp: no argument has a float dtype, so nothing to differentiate (got {given})"
-            )
+            raise ValueError(f"check_vjp: no argument has a float dtype, so nothing to differentiate (got {given})")
         like = self.like(None)
         require_pure("check_vjp", "fun", self._flat(self.fun), like)
         require_pure("check_vjp", "reference", self._flat(self.reference), like)
@@ -45,9 +41,7 @@ class Subject:
         _require_same_outputs(ours, theirs)
         outputs, _ = jax.tree_util.tree_flatten_with_path(ours)
         self._outputs = [_path("", path) for path, _ in outputs]
-        self.differentiable = [
-            i for i, (_, out) in enumerate(outputs) if jnp.issubdtype(out.dtype, jnp.floating)
-        ]
+        self.differentiable = [i for i, (_, out) in enumerate(outputs) if jnp.issubdtype(out.dtype, jnp.floating)]
         if not self.differentiable:
             got = ", ".join(str(out.dtype) for _, out in outputs) or "no arrays"
             raise ValueError(f"check_vjp: no output of fun has a float dtype (got {got})")
@@ -62,8 +56,7 @@ class Subject:
     def like(self, dtype: Any) -> list[Any]:
         """The leaves' shapes and dtypes, floats at `dtype` (None: at their own)."""
         return [
-            shape_dtype(leaf.shape, dtype if dtype is not None and leaf.inexact else leaf.dtype)
-            for leaf in self.leaves
+            shape_dtype(leaf.shape, dtype if dtype is not None and leaf.inexact else leaf.dtype) for leaf in self.leaves
         ]
 
     def seeds_like(self, like: Sequence[Any]) -> list[Any]:
@@ -115,9 +108,7 @@ class Subject:
             whose = "fun, which is its own reference" if self.reference is self.fun else "the reference"
             notes.append(f"custom rules were stripped from {whose}: {', '.join(stripped)}")
         if not rules:
-            notes.append(
-                "fun meets no custom derivative rule: this compares JAX's reverse mode with its forward"
-            )
+            notes.append("fun meets no custom derivative rule: this compares JAX's reverse mode with its forward")
         for leaf in self.leaves:
             if leaf.given is not None and leaf.inexact:
                 bad = int(np.sum(~np.isfinite(np.asarray(leaf.given, np.float64))))
@@ -149,11 +140,10 @@ def _leaf(names: Sequence[str], path: Sequence[Any], value: Any) -> Leaf:
     if jnp.issubdtype(getattr(value, "dtype", np.int32), jax.dtypes.prng_key):
         return Leaf(label, value.shape, value.dtype, value)
     try:
-        array = jnp.asarray(value)
-    except TypeError:
+        array = jnp.asarray(None if isinstance(value, str | bytes) else value)
+    except (TypeError, ValueError):
         raise TypeError(
-            f"check_vjp: {label} is a {type(value).__name__}, expected an array; "
-            "pass other things through a closure"
+            f"check_vjp: {label} is a {type(value).__name__}, expected an array; pass other things through a closure"
         ) from None
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
         raise TypeError(f"check_vjp: {label} has dtype {array.dtype}, expected a real dtype")
@@ -168,12 +158,8 @@ def _path(name: str, path: Sequence[Any]) -> str:
 def _require_same_outputs(ours: Any, theirs: Any) -> None:
     trees: list[Any] = [jax.tree.structure(each) for each in (ours, theirs)]
     if trees[0] != trees[1]:
-        raise ValueError(
-            f"check_vjp: fun and reference return different structures: got {trees[0]} and {trees[1]}"
-        )
-    for (path, a), b in zip(
-        jax.tree_util.tree_flatten_with_path(ours)[0], jax.tree.leaves(theirs), strict=True
-    ):
+        raise ValueError(f"check_vjp: fun and reference return different structures: got {trees[0]} and {trees[1]}")
+    for (path, a), b in zip(jax.tree_util.tree_flatten_with_path(ours)[0], jax.tree.leaves(theirs), strict=True):
         if a.shape != b.shape or a.dtype != b.dtype:
             raise ValueError(
                 f"check_vjp: fun and reference disagree about {_path('output', path)}: "

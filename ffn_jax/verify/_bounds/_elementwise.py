@@ -182,18 +182,15 @@ def _select(ctx: Context, operands: Sequence[Bound]) -> list[Bound]:
         if all(part is None for part in each):
             parts.append(None)
         else:
-            filled = [
-                jnp.zeros(out.shape) if part is None else jnp.broadcast_to(part, out.shape) for part in each
-            ]
+            filled = [jnp.zeros(out.shape) if part is None else jnp.broadcast_to(part, out.shape) for part in each]
             parts.append(ctx.evaluate(which, *filled))
     error = Error(*parts)
     if not undecided.exact:
         distance = jnp.zeros(out.shape)
         for value, case_error in cases:
-            gap = jnp.where(value == out, 0.0, jnp.abs(jnp.asarray(value, jnp.float64) - out))
-            distance = jnp.maximum(
-                distance, jnp.nan_to_num(gap, nan=jnp.inf, posinf=jnp.inf) + case_error.total()
-            )
+            gap = jnp.abs(jnp.asarray(value, jnp.float64) - jnp.asarray(out, jnp.float64))
+            gap = jnp.where(value == out, 0.0, gap)
+            distance = jnp.maximum(distance, jnp.nan_to_num(gap, nan=jnp.inf, posinf=jnp.inf) + case_error.total())
         error = plus(error, Error(jnp.where(undecided.total() > 0, distance, 0.0)))
     return [Bound(out, error)]
 
@@ -275,9 +272,7 @@ def _cast(ctx: Context, operands: Sequence[Bound]) -> list[Bound]:
     if not jnp.issubdtype(source, jnp.floating):  # integers up to 2^p are exact
         rounded = jnp.where(jnp.abs(out) <= 1 / ctx.precision.u, 0.0, ctx.precision.u * jnp.abs(out))
         return [Bound(out, e if source == jnp.bool_ else plus(e, ctx.model.rounding(rounded)))]
-    narrower = (
-        ctx.precision.u > Precision.of(source).u or ctx.precision.smallest > Precision.of(source).smallest
-    )
+    narrower = ctx.precision.u > Precision.of(source).u or ctx.precision.smallest > Precision.of(source).smallest
     return [Bound(out, plus(e, ctx.rounding(out)) if narrower else e)]
 
 

@@ -33,6 +33,7 @@ from ffn_jax.verify._bounds._registry import (
 from ffn_jax.verify._jaxprs import all_equations, called_jaxpr
 
 _LITERAL_UNITS = 4
+_INTEGER_RULES = frozenset({"convert_element_type", "select_n", "argmax", "argmin", "sort"})
 _SCALAR_SPREADERS = frozenset({"broadcast_in_dim", "reshape", "squeeze", "expand_dims", "transpose"})
 
 
@@ -52,9 +53,7 @@ def bounds_of(closed: Any, model: Model) -> Callable[..., list[tuple[Any, Any]]]
         outs = interpret(jaxpr, [_constant(const) for const in consts], inputs, model)
         totals = [jnp.broadcast_to(error.total(), jnp.shape(value)) for value, error in outs]
         # NaN is an unknown error: it propagates by itself and is given its meaning here
-        return [
-            (value, jnp.where(jnp.isnan(e), jnp.inf, e)) for (value, _), e in zip(outs, totals, strict=True)
-        ]
+        return [(value, jnp.where(jnp.isnan(e), jnp.inf, e)) for (value, _), e in zip(outs, totals, strict=True)]
 
     return bounds
 
@@ -64,7 +63,7 @@ def unsupported_primitives(jaxpr: Any) -> list[str]:
     known = RULES.keys() | _CONTROL_FLOW.keys()
     missing: dict[str, None] = {}
     for eqn in all_equations(jaxpr):
-        avals: list[Any] = [var.aval for var in [*eqn.outvars, *eqn.invars]]
+        avals: list[Any] = [atom.aval for atom in eqn.invars]  # made of exact operands, results are exact
         floats = any(jnp.issubdtype(aval.dtype, jnp.floating) for aval in avals)
         if floats and eqn.primitive.name not in known and called_jaxpr(eqn) is None:
             missing[eqn.primitive.name] = None
@@ -77,7 +76,9 @@ def interpret(jaxpr: Any, consts: Sequence[Bound], args: Sequence[Bound], model:
     env.update(zip(jaxpr.invars, args, strict=True))
 
     def read(atom: Any) -> Bound:
-        return _constant(atom.val, atom.aval.dtype) if isinstance(atom, jex.Literal) else env[atom]
+        if isinstance(atom, jex.Literal):
+            return _constant(atom.val, getattr(atom.aval, "dtype", None))
+        return env[atom]
 
     for eqn in jaxpr.eqns:
         outs = _equation(eqn, [read(atom) for atom in eqn.invars], model)
@@ -134,6 +135,8 @@ def _equation(eqn: Any, operands: list[Bound], model: Model) -> list[Bound]:
     if is_exact and not any(jnp.issubdtype(var.aval.dtype, jnp.floating) for var in eqn.outvars):
         return exact_or_unknown(ctx, operands)
     rule = RULES.get(eqn.primitive.name)
+    if jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.integer) and eqn.primitive.name not in _INTEGER_RULES:
+        return exact_or_unknown(ctx, operands)
     if rule is None:
         if any(is_float(bound.value) for bound in operands) or not is_exact:
             raise UnsupportedPrimitiveError(eqn.primitive.name)

@@ -148,7 +148,7 @@ class Precision:
         """Of any JAX float dtype; integers and booleans are exact."""
         if not jnp.issubdtype(dtype, jnp.floating):
             return cls(0.0, 0.0, np.inf)
-        info = jnp.finfo(dtype)  # type: ignore[no-untyped-call]
+        info = jnp.finfo(dtype)
         # float16 is computed through float32, where its subnormal numbers are normal and nothing is flushed
         smallest = info.smallest_subnormal if dtype == jnp.float16 else info.tiny
         return cls(float(info.eps) / 2, float(smallest), float(info.max))

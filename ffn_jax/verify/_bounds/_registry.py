@@ -51,9 +51,7 @@ class Context:
     def rounding(self, value: Any, units: Any = 1.0) -> Error:
         """The error of rounding `value` to the result's dtype, times `units`; infinities are exact."""
         p = self.precision
-        return self.model.rounding(
-            jnp.where(jnp.isinf(value), 0.0, units * p.u * jnp.abs(value) + p.smallest)
-        )
+        return self.model.rounding(jnp.where(jnp.isinf(value), 0.0, units * p.u * jnp.abs(value) + p.smallest))
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:

@@ -49,21 +49,15 @@ def _move(ctx: Context, operands: Sequence[Bound]) -> list[Bound]:
         if all(bound.error[part] is None for bound, moves in zip(operands, data, strict=True) if moves):
             parts_of_outs.append([None] * len(outs))
             continue
-        moved = [
-            _part(bound, part) if moves else bound.value for bound, moves in zip(operands, data, strict=True)
-        ]
+        moved = [_part(bound, part) if moves else bound.value for bound, moves in zip(operands, data, strict=True)]
         parts_of_outs.append([_clean(each) for each in _as_list(ctx, ctx.evaluate(*moved))])
     errors = [Error(shared, free) for shared, free in zip(*parts_of_outs, strict=True)]
     index_errors = [
-        bound.error
-        for bound, moves in zip(operands, data, strict=True)
-        if not moves and not bound.error.exact
+        bound.error for bound, moves in zip(operands, data, strict=True) if not moves and not bound.error.exact
     ]
     if index_errors:
         lost = jnp.any(jnp.stack([anywhere(error) for error in index_errors]))
-        errors = [
-            plus(error, unknown_where(lost, out.shape)) for error, out in zip(errors, outs, strict=True)
-        ]
+        errors = [plus(error, unknown_where(lost, out.shape)) for error, out in zip(errors, outs, strict=True)]
     return [Bound(out, error) for out, error in zip(outs, errors, strict=True)]
 
 

@@ -112,14 +112,31 @@ def _scatter_add(ctx: Context, operands: Sequence[Bound]) -> list[Bound]:
     return [Bound(out, error)]
 
 
-@rule("reduce_max", "reduce_min", "cummax", "cummin", "sort")
+@rule("sort")
+def _sort(ctx: Context, operands: Sequence[Bound]) -> list[Bound]:
+    (key, e), *others = operands
+    axis = ctx.params["dimension"]
+    if e.exact or not is_float(key) or ctx.params["num_keys"] > 1:
+        return exact_or_unknown(ctx, operands)
+    outs = ctx.evaluate(*(value for value, _ in operands))
+    error = jnp.max(_full(e, key), axis=axis, keepdims=True)
+    bounds = [Bound(outs[0], Error(jnp.broadcast_to(error, key.shape)))]
+    # what is carried along is known if the order is: no two neighbours are closer than their errors
+    ambiguous = jnp.any(~(jnp.diff(outs[0], axis=axis) > 2 * error), axis=axis, keepdims=True)
+    for out, (_, other) in zip(outs[1:], others, strict=True):
+        moved = jnp.max(_full(other, key), axis=axis, keepdims=True)
+        spread = Error(jnp.broadcast_to(moved, out.shape))
+        bounds.append(Bound(out, plus(spread, unknown_where(ambiguous, out.shape))))
+    return bounds
+
+
+@rule("reduce_max", "reduce_min", "cummax", "cummin")
 def _order_statistic(ctx: Context, operands: Sequence[Bound]) -> list[Bound]:
     # each of these is 1-Lipschitz in the largest error along its axis
-    if len(operands) > 1 or not is_float(operands[0].value):
+    if not is_float(operands[0].value):
         return exact_or_unknown(ctx, operands)
     (x, e) = operands[0]
     out = ctx.evaluate(x)
-    out = out[0] if ctx.eqn.primitive.multiple_results else out
     if e.exact:
         return [Bound(out, e)]
     name, params = ctx.eqn.primitive.name, ctx.params
@@ -127,7 +144,7 @@ def _order_statistic(ctx: Context, operands: Sequence[Bound]) -> list[Bound]:
     if name.startswith("reduce"):
         axes = tuple(params["axes"])
         return [Bound(out, Error(jnp.max(error, axis=axes, initial=0.0)))]
-    axis = params["axis"] if "axis" in params else params["dimension"]
+    axis = params["axis"]
     return [Bound(out, Error(jnp.broadcast_to(jnp.max(error, axis=axis, keepdims=True), out.shape)))]
 
 
@@ -151,11 +168,7 @@ def _product(ctx: Context, operands: Sequence[Bound]) -> list[Bound]:
     out = ctx.evaluate(x)
     size = jnp.abs(x)
     grown = ctx.evaluate(size + e.total()) - ctx.evaluate(size)
-    k = (
-        math.prod(x.shape[i] for i in ctx.params["axes"])
-        if "axes" in ctx.params
-        else x.shape[ctx.params["axis"]]
-    )
+    k = math.prod(x.shape[i] for i in ctx.params["axes"]) if "axes" in ctx.params else x.shape[ctx.params["axis"]]
     return [Bound(out, plus(Error(grown), ctx.rounding(out, max(k - 1, 1))))]
 
 
