@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jaxpr_mutants import mutants
-from verify_cases import plain_sublayer, sublayer
+from verify_cases import sublayer
 
 from ffn_jax.verify._bounds import Model, bounds_of
 from ffn_jax.verify._compare import compare_entries
@@ -25,19 +25,28 @@ def softmax(x):
 
 
 RULES = {
-    **{name: (lambda *a, n=name: jax.vjp(sublayer(n), *a[:-1])[1](a[-1]), LIKE) for name in ("gelu", "gelu_exact", "silu")},
+    **{
+        name: (lambda *a, n=name: jax.vjp(sublayer(n), *a[:-1])[1](a[-1]), LIKE)
+        for name in ("gelu", "gelu_exact", "silu")
+    },
     "rms_norm": (lambda x, g, ybar: jax.vjp(rms_norm, x, g)[1](ybar), [LIKE[0], LIKE[2], LIKE[5]]),
     "softmax": (lambda x, ybar: jax.vjp(softmax, x)[1](ybar), [LIKE[0], LIKE[5]]),
 }
 
 
-def caught(closed, function, args) -> bool:
-    """Whether the mutant's results leave the right rule's by more than the two derived bounds, at these inputs."""
-    mutant = jax.make_jaxpr(function)(*args)
-    right, wrong = (jax.jit(bounds_of(each, Model(statistical=False)))(*args) for each in (closed, mutant))
+# -e / sum(-e) is e / sum(e)
+EQUAL = {"softmax": {"0:exp:flip the sign"}}
+
+
+def caught(right, function, args) -> bool:
+    """Whether the mutant's results leave the right rule's by more than twice its derived bound.
+
+    A mutant's own bound is close to the rule's; compiling it for each would take most of the time.
+    """
+    wrong = function(*args)
     return any(
-        compare_entries(b, a, (ea + eb) * (1 + 2.0**-6), 1e-8).ratio > 1
-        for (a, ea), (b, eb) in zip(right, wrong, strict=True)
+        compare_entries(b, a, 2 * error * (1 + 2.0**-6), 1e-8).ratio > 1
+        for (a, error), b in zip(right, wrong, strict=True)
     )
 
 
@@ -46,10 +55,12 @@ def test_every_mutant_is_caught_or_harmless(name):
     rule, args = RULES[name]
     closed = jax.make_jaxpr(rule)(*args)
     everyone = list(mutants(closed))
-    verdicts = {m.name: caught(closed, m.function, args) for m in everyone}
+    right = jax.jit(bounds_of(closed, Model(statistical=False)))(*args)
+    verdicts = {m.name: caught(right, m.function, args) for m in everyone}
     assert len(everyone) >= 12
     for m in everyone:
-        assert verdicts[m.name] != m.harmless, f"{name} {m.name}: caught is {verdicts[m.name]}"
+        harmless = m.harmless or m.name in EQUAL.get(name, ())
+        assert verdicts[m.name] != harmless, f"{name} {m.name}: caught is {verdicts[m.name]}"
 
 
 def test_there_are_at_least_sixty_harmful_mutants():

@@ -223,7 +223,7 @@ def _claims(like: LinearLike) -> list[_Claim]:
             _Claim(
                 "matrix",
                 lambda A, x, *_: apply(A, x),
-                lambda A, x, *_: (as_matrix(A) @ x.reshape(-1)).reshape(like.out_shape),
+                lambda A, x, *_: (as_matrix(A).astype(x.dtype) @ x.reshape(-1)).reshape(like.out_shape),
             )
         )
     if like.transpose is not None:
@@ -241,10 +241,10 @@ def _claims(like: LinearLike) -> list[_Claim]:
 
 
 def _transpose_claims(like: LinearLike, transpose: Callable[[Any], Any]) -> list[_Claim]:
-    apply, plain = like.apply, strip_custom_rules(like.plain)
+    apply = like.apply
 
     def oracle(A: Any, x: Any, y: Any) -> Any:
-        return jax.linear_transpose(lambda x: plain(A, x), x)(y)[0]
+        return jax.linear_transpose(strip_custom_rules(lambda x: like.plain(A, x)), x)(y)[0]
 
     def dot(a: Any, b: Any) -> Any:
         return jnp.sum(a * b)
