@@ -1,6 +1,6 @@
 """The package's own rules under check_vjp, and right cases without a false alarm.
 
-CI draws 200 right cases; `FFN_JAX_RIGHT_CASES=1000` runs the full number.
+CI draws 96 right cases; `FFN_JAX_RIGHT_CASES=1000` runs the full number.
 """
 
 import itertools
@@ -75,7 +75,7 @@ RIGHT = [
 def test_no_false_alarm(number):
     rule, reference, args = sublayer(*RIGHT[number])
     checker = VJPChecker(rule, reference, *args)
-    cases = int(os.environ.get("FFN_JAX_RIGHT_CASES", "200")) // len(RIGHT)
+    cases = int(os.environ.get("FFN_JAX_RIGHT_CASES", "96")) // len(RIGHT)
     for seed in range(cases):
         report = checker.run(seed, draws=(KINDS[1 + seed % 4],), seeds=1)
         report.raise_if_failed()

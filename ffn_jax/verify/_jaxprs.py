@@ -13,7 +13,7 @@ from typing import Any
 
 from jax.extend import core as jex
 
-from ffn_jax._compat import open_jaxpr
+from ffn_jax._compat import lax_helper, open_jaxpr
 
 CUSTOM_RULES = {
     "custom_jvp_call": "custom_jvp",
@@ -23,6 +23,11 @@ CUSTOM_RULES = {
 }
 
 _CALLS = frozenset({"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint"})
+
+
+def rule_kind(eqn: Any) -> str | None:
+    """Which kind of custom rule an equation is; None for others, and for what `jax.lax` itself is made of."""
+    return None if lax_helper(eqn) else CUSTOM_RULES.get(eqn.primitive.name)
 
 
 def called_jaxpr(eqn: Any) -> tuple[Any, list[Any]] | None:
@@ -56,7 +61,7 @@ def rule_names(jaxpr: Any) -> list[str]:
     """The custom rules in a jaxpr as `name (kind)`, each once, in order of appearance."""
     names: dict[str, None] = {}
     for eqn in all_equations(jaxpr):
-        kind = CUSTOM_RULES.get(eqn.primitive.name)
+        kind = rule_kind(eqn)
         called = called_jaxpr(eqn) if kind else None
         if kind and called:
             debug = getattr(called[0], "debug_info", None)

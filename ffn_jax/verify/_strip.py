@@ -14,7 +14,7 @@ from jax import lax
 from jax.extend import core as jex
 
 from ffn_jax._compat import open_jaxpr, scan_counts
-from ffn_jax.verify._jaxprs import CUSTOM_RULES, all_equations, called_jaxpr, rule_names
+from ffn_jax.verify._jaxprs import all_equations, called_jaxpr, rule_kind, rule_names
 
 
 def custom_rules(fun: Callable[..., Any], *args: Any) -> list[str]:
@@ -78,7 +78,7 @@ def evaluate_stripped(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) ->
 
 
 def _equation(eqn: Any, operands: list[Any]) -> list[Any]:
-    if not any(inner.primitive.name in CUSTOM_RULES for inner in _equations_within(eqn)):
+    if not any(rule_kind(inner) for inner in _equations_within(eqn)):
         return bind(eqn, operands)
     called = called_jaxpr(eqn)
     if called is not None:

@@ -115,6 +115,35 @@ def _elementary(ctx: Context, operands: Sequence[Bound]) -> list[Bound]:
     return [Bound(out, plus(error, _evaluation_error(ctx, out, x)))]
 
 
+@rule("one_minus_square")  # (1 - x)(1 + x), from JAX 0.12 on
+def _one_minus_square(ctx: Context, operands: Sequence[Bound]) -> list[Bound]:
+    (x, e) = operands[0]
+    out = ctx.evaluate(x)
+    return [Bound(out, plus(e.scaled(2 * jnp.abs(x) + e.total()), ctx.rounding(out, 3)))]
+
+
+@rule("exp_neg_sq")  # exp(-x²), which JAX 0.12 differentiates erf by; the steepest slope is at 1/sqrt(2)
+def _exp_neg_sq(ctx: Context, operands: Sequence[Bound]) -> list[Bound]:
+    (x, e) = operands[0]
+    out = jnp.exp(-x * x)
+    near = jnp.maximum(jnp.abs(x) - e.total(), 0.0)
+    slope = 2 * (jnp.abs(x) + e.total()) * jnp.exp(-near * near)
+    return [Bound(out, plus(e.scaled(slope), ctx.rounding(out, 8)))]
+
+
+@rule("polynomial")  # Horner's rule, from JAX 0.12 on: a0 + x (a1 + x (a2 + ...))
+def _polynomial(ctx: Context, operands: Sequence[Bound]) -> list[Bound]:
+    (x, ex), *coefficients = operands
+    value, error = coefficients[-1]
+    for a, ea in coefficients[-2::-1]:
+        product = x * value
+        second_order = Error() if ex.exact or error.exact else Error(times(ex.total(), error.total()))
+        error = plus(error.scaled(jnp.abs(x)), ex.scaled(jnp.abs(value)), second_order, ctx.rounding(product))
+        value = product + a
+        error = plus(error, ea.spread(), ctx.rounding(value))
+    return [Bound(value, error)]
+
+
 @rule("pow", "atan2")
 def _binary(ctx: Context, operands: Sequence[Bound]) -> list[Bound]:
     values = [value if is_float(value) else jnp.asarray(value, jnp.float64) for value, _ in operands]

@@ -19,7 +19,7 @@ import numpy as np
 from jax import lax
 from jax.extend import core as jex
 
-from ffn_jax._compat import open_jaxpr, scan_counts
+from ffn_jax._compat import lax_helper, open_jaxpr, scan_counts
 from ffn_jax.verify._bounds import _elementwise, _structure, _sums  # noqa: F401  (these fill the table)
 from ffn_jax.verify._bounds._elementwise import exact_or_unknown
 from ffn_jax.verify._bounds._model import Bound, Error, Model, Precision, plus
@@ -124,6 +124,9 @@ def _guarded(bound: Bound, dtype: Any) -> Bound:
 
 
 def _equation(eqn: Any, operands: list[Bound], model: Model) -> list[Bound]:
+    helper = lax_helper(eqn)
+    if helper in RULES:
+        return RULES[helper](Context(eqn, model), operands)
     called = called_jaxpr(eqn)
     if called is not None:
         jaxpr, consts = called
