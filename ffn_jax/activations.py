@@ -19,6 +19,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -34,9 +35,10 @@ _SQRT_2_OVER_PI = math.sqrt(2.0 / math.pi)
 _SQRT_HALF = math.sqrt(0.5)
 
 
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Activation:
-    """An activation: callable, hashable, and a pair of functions.
+    """An activation: callable, hashable, and a pair of functions; a pytree without leaves.
 
     Attributes:
       name: what it prints as.
