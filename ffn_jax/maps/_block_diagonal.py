@@ -36,9 +36,9 @@ class BlockDiagonal(LinearMap):
       ValueError: no blocks, a block whose shapes are not one axis, or leaves without a common leading axis.
 
     >>> import jax.numpy as jnp, ffn_jax as fj
-    >>> fj.BlockDiagonal([fj.Dense(jnp.ones((2, 3))), fj.Dense(jnp.ones((1, 1)))])
+    >>> fj.BlockDiagonal([fj.Dense(jnp.ones((2, 3), "float32")), fj.Dense(jnp.ones((1, 1), "float32"))])
     BlockDiagonal((3,) -> (4,), float32, 2 blocks)
-    >>> fj.BlockDiagonal(fj.Dense(jnp.ones((8, 2, 3))))
+    >>> fj.BlockDiagonal(fj.Dense(jnp.ones((8, 2, 3), "float32")))
     BlockDiagonal((16,) -> (24,), float32, 8 stacked blocks)
     """
 
