@@ -241,10 +241,9 @@ def _affine(x: Any, A: LinearMap, b: Any, where: str, k: int, what: str) -> "tup
         return None, out
     b = _array(b, where, f"b{k}")
     check_same_dtype(b, x.dtype, where, f"b{k}", "x")
-    try:
-        fits = np.broadcast_shapes(b.shape, out.shape) == out.shape
-    except ValueError:
-        fits = False
+    fits = b.ndim <= len(out.shape) and all(
+        rows in (n, 1) for rows, n in zip(reversed(b.shape), reversed(out.shape), strict=False)
+    )
     if not fits:
         raise ValueError(
             f"{where}: expected b{k} to broadcast to A{k}'s output of shape {out.shape}, got {tuple(b.shape)}"

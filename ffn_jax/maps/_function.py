@@ -81,8 +81,8 @@ class FunctionMap(LinearMap):
         """params_vjp(params, x, ȳ) summed over the batch if given, else `jax.vjp` of apply in params."""
         if self.functions.params_vjp is None:
             return super().params_vjp(x, ybar)
-        flat_x = x.reshape(-1 if x.size else 0, *self.in_shape)
-        flat_ybar = ybar.reshape(flat_x.shape[0], *self.out_shape)
+        n = size(self._batch(x, self.in_shape))
+        flat_x, flat_ybar = x.reshape(n, *self.in_shape), ybar.reshape(n, *self.out_shape)
         if self.functions.batched:
             bars = self.functions.params_vjp(self.params, flat_x, flat_ybar)
         else:
@@ -91,7 +91,7 @@ class FunctionMap(LinearMap):
         return type(self)(bars, self.functions, self.shapes, self.traced_dtype)
 
     def _over_batch(self, step: Any, name: str, x: "Array", in_shape: Shape) -> "Array":
-        batch = tuple(x.shape[: x.ndim - len(in_shape)])
+        batch = self._batch(x, in_shape)
         if self.functions.batched:
             y = step(self.params, x.reshape(size(batch), *in_shape))
             y = y.reshape(*batch, *y.shape[1:])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import jax
 
-from ffn_jax._checks import Shape
+from ffn_jax._checks import Shape, is_size
 from ffn_jax._pytree import pytree_dataclass, static
 from ffn_jax.maps._algebra import expect_map
 from ffn_jax.maps._base import LinearMap
@@ -37,7 +37,7 @@ class TimeDistributed(LinearMap):
 
     def __post_init__(self) -> None:
         expect_map(self.map, "TimeDistributed", "map")
-        if not isinstance(self.length, int) or isinstance(self.length, bool):
+        if not is_size(self.length):
             raise TypeError(f"TimeDistributed: expected length to be an int, got {self.length!r}")
         if self.length < 1:
             raise ValueError(f"TimeDistributed: expected length >= 1, got {self.length}")
