@@ -121,11 +121,11 @@ class LinearMap:
 
     def call(self, x: "Array") -> "Array":
         """A x without checks, through the hand-written rule where there is one."""
-        return _ruled_call(self, x) if self.has_rule else self.apply(x)
+        return ruled_call(self, x) if self.has_rule else self.apply(x)
 
     def transpose_call(self, y: "Array") -> "Array":
         """Aᵀ y without checks, through the hand-written rule where there is one."""
-        return _ruled_transpose(self, y) if self.has_rule else self.transpose_apply(y)
+        return ruled_transpose(self, y) if self.has_rule else self.transpose_apply(y)
 
     @property
     def T(self) -> "LinearMap":  # noqa: N802
@@ -219,20 +219,22 @@ def cast_like(primal: Any, cotangent: Any) -> Any:
 
 
 @jax.custom_vjp
-def _ruled_call(A: LinearMap, x: "Array") -> "Array":
+def ruled_call(A: LinearMap, x: "Array") -> "Array":
+    """A x, whose reverse rule is A's own transpose and pullback."""
     return A.apply(x)
 
 
 @jax.custom_vjp
-def _ruled_transpose(A: LinearMap, y: "Array") -> "Array":
+def ruled_transpose(A: LinearMap, y: "Array") -> "Array":
+    """Aᵀ y, whose reverse rule is A itself and its pullback with the roles swapped."""
     return A.transpose_apply(y)
 
 
-_ruled_call.defvjp(
-    lambda A, x: (_ruled_call(A, x), (A, x)),
-    lambda res, ybar: (cast_like(res[0], res[0].params_vjp(res[1], ybar)), _ruled_transpose(res[0], ybar)),
+ruled_call.defvjp(
+    lambda A, x: (ruled_call(A, x), (A, x)),
+    lambda res, ybar: (cast_like(res[0], res[0].params_vjp(res[1], ybar)), ruled_transpose(res[0], ybar)),
 )
-_ruled_transpose.defvjp(
-    lambda A, y: (_ruled_transpose(A, y), (A, y)),
-    lambda res, xbar: (cast_like(res[0], res[0].params_vjp(xbar, res[1])), _ruled_call(res[0], xbar)),
+ruled_transpose.defvjp(
+    lambda A, y: (ruled_transpose(A, y), (A, y)),
+    lambda res, xbar: (cast_like(res[0], res[0].params_vjp(xbar, res[1])), ruled_call(res[0], xbar)),
 )
