@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-from jax.extend import core as jex
 
 from ffn_jax._checks import Shape, contains_tracer, is_array
+from ffn_jax._compat import evaluate_with_consts
 from ffn_jax.activations import Activation
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def activation_rule(activation: Any, token_shape: Shape, dtype: Any, where: str)
         return FunctionRule(_Plain(activation), len(token_shape)), ()
 
     def lifted(theta: Any, z: "Array") -> "Array":
-        return jex.jaxpr_as_fun(jex.ClosedJaxpr(closed.jaxpr, list(theta)))(z)[0]
+        return evaluate_with_consts(closed, theta, z)[0]
 
     return FunctionRule(lifted, len(token_shape)), tuple(closed.consts)
 

@@ -21,6 +21,7 @@ from ffn_jax._checks import (
     is_inexact,
     size,
 )
+from ffn_jax._compat import evaluate_with_consts
 from ffn_jax._pytree import pytree_dataclass, static
 from ffn_jax.maps._base import LinearMap
 from ffn_jax.maps._linearity import Kind, classify
@@ -273,12 +274,10 @@ def _check_linear(closed: Any, params: Any, x: jax.ShapeDtypeStruct, where: str)
 
 def _lifted(traced: _Traced, params: Any, shapes: tuple[Shape, Shape]) -> FunctionMap:
     """The traced program as a map whose leaves are the arrays that the function closed over, and params."""
-    jaxpr = traced.closed.jaxpr
 
     def apply(leaves: Any, x: "Array") -> "Array":
         consts, inner = leaves
-        closed = jex.ClosedJaxpr(jaxpr, list(consts))
-        return jex.jaxpr_as_fun(closed)(*jax.tree.leaves(inner), x)[0]
+        return evaluate_with_consts(traced.closed, consts, *jax.tree.leaves(inner), x)[0]
 
     return FunctionMap((tuple(traced.closed.consts), params), Functions(apply), shapes, traced.x.dtype)
 

@@ -21,6 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
+from ffn_jax._compat import open_jaxpr, scan_counts
+
 
 class Kind(enum.Enum):
     """How a value depends on x."""
@@ -68,7 +70,8 @@ def join(a: Kind, b: Kind) -> Kind:
 
 def classify(closed: Any, inputs: Sequence[Kind]) -> list[Kind]:
     """The kinds of a closed jaxpr's outputs, given those of its inputs."""
-    return _classify(closed.jaxpr, [_of_constant(c) for c in closed.consts], inputs)
+    jaxpr, consts = open_jaxpr(closed)
+    return _classify(jaxpr, [_of_constant(c) for c in consts], inputs)
 
 
 def _of_constant(value: Any) -> Kind:
@@ -93,20 +96,16 @@ def _equation(eqn: Any, ins: list[Kind]) -> list[Kind]:
     name, params = eqn.primitive.name, eqn.params
     n_out = len(eqn.outvars)
     if name == "scan":
-        return _scan(params, ins)
+        return _scan(eqn, ins)
     if name == "cond":
         if ins[0] not in _FREE:
             return [NONLINEAR] * n_out
         branches = [classify(branch, ins[1:]) for branch in params["branches"]]
         return [reduce(join, kinds) for kinds in zip(*branches, strict=True)]
     inner = next((params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in params), None)
-    if name not in ("while", "pallas_call") and inner is not None and len(_open(inner).invars) == len(ins):
-        return classify(inner, ins) if hasattr(inner, "consts") else _classify(inner, [], ins)
+    if name not in ("while", "pallas_call") and inner is not None and len(open_jaxpr(inner)[0].invars) == len(ins):
+        return classify(inner, ins)
     return [_primitive(name, params, ins)] * n_out
-
-
-def _open(jaxpr: Any) -> Any:
-    return jaxpr.jaxpr if hasattr(jaxpr, "consts") else jaxpr
 
 
 def _primitive(name: str, params: dict[str, Any], ins: list[Kind]) -> Kind:
@@ -135,11 +134,11 @@ def _primitive(name: str, params: dict[str, Any], ins: list[Kind]) -> Kind:
     return UNKNOWN
 
 
-def _scan(params: dict[str, Any], ins: list[Kind]) -> list[Kind]:
-    n_consts, n_carry = params["num_consts"], params["num_carry"]
+def _scan(eqn: Any, ins: list[Kind]) -> list[Kind]:
+    n_consts, n_carry = scan_counts(eqn)
     consts, carry, xs = ins[:n_consts], ins[n_consts : n_consts + n_carry], ins[n_consts + n_carry :]
     while True:  # kinds only grow, so this ends after a few rounds
-        outs = classify(params["jaxpr"], [*consts, *carry, *xs])
+        outs = classify(eqn.params["jaxpr"], [*consts, *carry, *xs])
         grown = [join(a, b) for a, b in zip(carry, outs[:n_carry], strict=True)]
         if grown == carry:
             return [*carry, *outs[n_carry:]]
