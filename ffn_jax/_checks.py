@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.export
 import jax.numpy as jnp
+import numpy as np
 
 Shape = tuple[int, ...]
 
@@ -45,7 +46,8 @@ def check_trailing(x: Any, shape: Shape, where: str, name: str) -> None:
 
 def is_size(n: Any) -> bool:
     """Whether `n` can be an axis' length: an int, or a symbolic dimension of `jax.export`."""
-    return (isinstance(n, int) and not isinstance(n, bool)) or bool(jax.export.is_symbolic_dim(n))
+    integer = isinstance(n, (int, np.integer)) and not isinstance(n, bool)
+    return integer or bool(jax.export.is_symbolic_dim(n))
 
 
 def check_shape(value: Any, where: str, name: str) -> Shape:
@@ -53,7 +55,7 @@ def check_shape(value: Any, where: str, name: str) -> Shape:
     shape = (value,) if is_size(value) else value
     if not isinstance(shape, (tuple, list)) or not all(is_size(n) and n >= 0 for n in shape):
         raise TypeError(f"{where}: expected {name} to be a tuple of non-negative ints, got {value!r}")
-    return tuple(shape)
+    return tuple(int(n) if isinstance(n, np.integer) else n for n in shape)
 
 
 def size(shape: Shape) -> int:

@@ -89,7 +89,6 @@ def activation(value: Value, value_and_derivative: ValueAndDerivative, name: str
     return Activation(name or str(getattr(value, "__name__", "activation")), value, value_and_derivative)
 
 
-@cache
 def gated(base: Activation, name: str | None = None) -> Activation:
     """The gated unit h = σ(z₀) ⊙ z₁ on a hidden of shape (..., 2, d_ff); `gated(relu)` is ReGLU.
 
@@ -102,7 +101,11 @@ def gated(base: Activation, name: str | None = None) -> Activation:
     """
     if not isinstance(base, Activation):
         raise TypeError(f"gated: expected an Activation, got {base!r}")
+    return _gated(base, name)
 
+
+@cache
+def _gated(base: Activation, name: str | None) -> Activation:
     def value(z: "Array") -> "Array":
         return base.value(_gate(z, 0)) * _gate(z, 1)
 

@@ -1,5 +1,7 @@
 """Bad input: each case raises, before any work, an error that names the function and argument and both sides."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,6 +28,19 @@ class Unregistered(fj.LinearMap):
 
     def apply(self, x):
         return x @ W1
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Shrinking(fj.LinearMap):
+    """A map that promises 5 features and the dtype of x, and returns something else."""
+
+    features: int
+    of: str
+    in_shape, out_shape = (3,), (5,)
+
+    def apply(self, x):
+        return jnp.broadcast_to(x[..., :1], (*x.shape[:-1], self.features)).astype(self.of)
 
 
 own = lambda value, pair: fj.activation(value, pair)
@@ -128,6 +143,31 @@ CASES = {
         ValueError,
         ["activation sin", "(5,)", "()"],
     ),
+    "derivative of another dtype": (
+        lambda: ffn(activation=own(jnp.tanh, lambda z: (jnp.tanh(z), z > 0))),
+        TypeError,
+        ["activation tanh", "D floating", "bool"],
+    ),
+    "no pair of value and derivative": (
+        lambda: ffn(activation=own(jnp.tanh, jnp.tanh)),
+        TypeError,
+        ["ffn_residual", "activation tanh", "pair (h, D)"],
+    ),
+    "map that changes the dtype": (
+        lambda: ffn(A1=Shrinking(5, "float32")),
+        TypeError,
+        ["ffn_residual: A1", "float64", "float32"],
+    ),
+    "map that lies about its shape": (
+        lambda: Shrinking(4, "float64")(x),
+        ValueError,
+        ["Shrinking", "(4, 5)", "(4, 4)"],
+    ),
+    "multiple of an unregistered map": (
+        lambda: ffn(A1=2.0 * Unregistered()),
+        TypeError,
+        ["Unregistered", "not registered"],
+    ),
     "tape names itself": (
         lambda: ffn(jnp.ones((4, 2)), f=fj.ffn_residual_tape),
         ValueError,
@@ -178,6 +218,18 @@ CASES = {
     "product of two dtypes": (lambda: A1 @ fj.Dense(W2.astype("float32")), TypeError, ["A @ B", "one dtype"]),
     "map times map": (lambda: A1 * A2, TypeError, ["A @ B"]),
     "map times vector": (lambda: A1 * jnp.ones(3), TypeError, ["scalar", "(3,)"]),
+    "map times complex": (lambda: A1 * np.complex64(1j), TypeError, ["scalar", "real number", "1j"]),
+    "transpose of another dtype": (
+        lambda: fj.linear_map(lambda W, x: x @ W, 3, params=W1, transpose=lambda W, y: (W @ y).astype("float32")),
+        TypeError,
+        ["transpose", "float64", "float32"],
+    ),
+    "pullback of integers": (
+        lambda: fj.linear_map(lambda W, x: x @ W, 3, params=W1, params_vjp=lambda W, x, y: jnp.zeros((3, 5), int)),
+        TypeError,
+        ["params_vjp", "floating", "int64"],
+    ),
+    "gated of a list": (lambda: fj.gated([]), TypeError, ["gated", "Activation", "[]"]),
     "map times string": (lambda: A1 * "2", TypeError, ["scalar", "'2'"]),
     "map times another dtype": (lambda: A1 * jnp.float32(2), TypeError, ["scalar", "float64", "float32"]),
     "linear_map of no callable": (lambda: fj.linear_map(W1, 3), TypeError, ["linear_map", "apply", "callable"]),
@@ -238,11 +290,11 @@ def test_bad_input(name):
 def test_transposing_what_only_looks_linear_says_so():
     """An opaque function hides that it is not linear until JAX transposes it."""
 
-    @jax.custom_vjp
     def opaque(x):
-        return jax.pure_callback(lambda x: np.sin(x), jax.ShapeDtypeStruct(x.shape, x.dtype), x)
+        return jax.pure_callback(
+            lambda x: np.sin(x), jax.ShapeDtypeStruct(x.shape, x.dtype), x, vmap_method="sequential"
+        )
 
-    opaque.defvjp(lambda x: (opaque(x), None), lambda _, y: (y,))
     A = fj.linear_map(lambda _, x: opaque(x), 3)
     with pytest.raises((ValueError, TypeError), match=r"FunctionMap.*(linear|transpos)"):
         A.T(jnp.ones(3))
@@ -256,5 +308,9 @@ def test_what_must_just_work():
     np.testing.assert_allclose(ffn(x[0], chunk_size=2), expected[0], rtol=1e-14)
     numpy = [np.asarray(a) for a in (x, b1, b2)]
     np.testing.assert_allclose(fj.ffn_residual(numpy[0], A1, numpy[1], A2, numpy[2]), expected, rtol=1e-14)
+    np.testing.assert_allclose(ffn(A1=lambda x: x @ W1, chunk_size=4), expected, rtol=1e-14)
+    B = fj.Dense(jnp.ones((2, 2, 8)), in_ndim=2)
+    np.testing.assert_allclose(fj.ffn_residual(x[:2, :2], B, None, B.T, None, chunk_size=4).shape, (2, 2))
+    assert fj.TimeDistributed(A1, np.int64(4)).in_shape == (4, 3)
     np.testing.assert_allclose(ffn(save=["hidden_act"]), expected, rtol=1e-14)
     np.testing.assert_allclose(ffn(A1=fj.Dense(np.asarray(W1))), expected, rtol=1e-14)

@@ -130,6 +130,64 @@ class TestCallables:
         np.testing.assert_allclose(jax.grad(prelu)(a), jax.grad(plain)(a), rtol=1e-12)
         np.testing.assert_allclose(jax.jit(jax.grad(prelu))(0.3), jax.grad(plain)(a), rtol=1e-12)
 
+    @pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
+    def test_constants_may_be_concrete(self, transform):
+        """Arrays at hand, not arguments: there is nothing to differentiate, and tracing must not ask their values."""
+        f = lambda x: fj.ffn_residual(x, lambda t: t @ self.W1, None, lambda h: h @ self.W2, None)
+        g = lambda x: x + jax.nn.gelu(x @ self.W1) @ self.W2
+        np.testing.assert_allclose(
+            transform(jax.grad(lambda x: jnp.sum(f(x))))(self.x), jax.grad(lambda x: jnp.sum(g(x)))(self.x), rtol=1e-11
+        )
+        _, ys = jax.lax.scan(lambda c, x: (c, f(x)), 0, jnp.stack([self.x, -self.x]))
+        np.testing.assert_allclose(ys[1], g(-self.x), rtol=1e-12)
+
+    def test_a_callable_may_hold_rules_of_its_own(self):
+        """A custom_vjp has no transpose, but its rule is one."""
+        product = jax.custom_vjp(lambda x, W: x @ W)
+        product.defvjp(lambda x, W: (x @ W, (x, W)), lambda res, y: (y @ res[1].T, res[0].T @ y))
+        A1 = fj.linear_map(lambda W, x: x @ W, 3, params=self.W1, transpose=lambda W, y: W @ y)
+
+        def f(W1):
+            both = lambda x: product(x, W1) + A1(x)
+            return jnp.sum(fj.ffn_residual(self.x, both, None, lambda h: h @ self.W2, None) ** 2)
+
+        def g(W1):
+            return jnp.sum((self.x + jax.nn.gelu(self.x @ (W1 + self.W1)) @ self.W2) ** 2)
+
+        np.testing.assert_allclose(jax.grad(f)(self.W1), jax.grad(g)(self.W1), rtol=1e-10, atol=1e-11)
+
+
+class TestTokens:
+    """A plain activation sees one token, however tokens are given."""
+
+    def test_positions_of_a_shared_map_are_tokens(self):
+        rng = np.random.default_rng(0)
+        x, W1, W2 = (jnp.asarray(rng.standard_normal(s)) for s in ((3, 6, 4), (4, 8), (8, 4)))
+        normed = lambda z: z / jnp.sqrt(jnp.mean(z**2) + 1)
+        A1, A2 = fj.Dense(W1), fj.Dense(W2)
+        expected = fj.ffn_residual(x, A1, None, A2, None, activation=normed)
+        for T1, T2 in (
+            (fj.TimeDistributed(A1, 6), fj.TimeDistributed(A2, 6)),
+            (
+                2.0 * fj.TimeDistributed(0.5 * A1, 6),
+                fj.TimeDistributed(A2, 6) @ fj.TimeDistributed(fj.Dense(jnp.eye(8)), 6),
+            ),
+            (
+                fj.TimeDistributed(fj.TimeDistributed(A1, 6), 3),
+                0.5 * (fj.TimeDistributed(A2, 6) + fj.TimeDistributed(A2, 6)),
+            ),
+        ):
+            for chunk_size in (None, 4):
+                y = fj.ffn_residual(x, T1, None, T2, None, activation=normed, chunk_size=chunk_size)
+                np.testing.assert_allclose(y, expected, rtol=1e-12)
+
+    def test_a_derivative_in_half_precision_does_not_narrow_the_cotangent(self):
+        x, A = jnp.linspace(-2.0, 2.0, 12).reshape(4, 3), fj.Dense(jnp.eye(3) * 1.1)
+        rough = fj.activation(jnp.tanh, lambda z: (jnp.tanh(z), jnp.ones_like(z, "bfloat16")))
+        f = lambda x: jnp.sum(jnp.sin(fj.ffn(x, A, None, A, None, activation=rough)))
+        y = jnp.tanh(x * 1.1) * 1.1
+        np.testing.assert_allclose(jax.grad(f)(x), jnp.cos(y) * 1.1 * 1.1, rtol=1e-12)
+
 
 class TestWork:
     """What the compiled program does, and does not do."""

@@ -199,11 +199,12 @@ def linearize(f: Callable[["Array"], "Array"], x: "Array") -> FunctionMap:
 def lift(f: Any, x: Any, where: str, name: str) -> LinearMap:
     """`f` itself if it is a LinearMap, else the bare callable as a map on the whole array `x`."""
     if isinstance(f, LinearMap):
-        if any(leaf is f for leaf in jax.tree.leaves(f)):
-            raise TypeError(
-                f"{where}: expected {name} to be a pytree, but {type(f).__name__} is not registered: "
-                "decorate it with jax.tree_util.register_dataclass"
-            )
+        for leaf in jax.tree.leaves(f):
+            if isinstance(leaf, LinearMap):
+                raise TypeError(
+                    f"{where}: expected {name} to be a pytree, but {type(leaf).__name__} is not registered: "
+                    "decorate it with jax.tree_util.register_dataclass"
+                )
         return f
     if not callable(f):
         raise TypeError(f"{where}: expected {name} to be a LinearMap or a callable, got {type(f).__name__}")
@@ -293,12 +294,17 @@ def _check_rules(
         got = out.shape if is_array(out) else out
         if got != x.shape:
             raise ValueError(f"{where}: expected transpose to return shape {x.shape} for y of {y.shape}, got {got}")
+        if out.dtype != dtype:
+            raise TypeError(f"{where}: expected transpose to keep the dtype {dtype} of its input, got {out.dtype}")
     if functions.params_vjp is not None:
         closed, out = jax.make_jaxpr(functions.params_vjp, return_shape=True)(params, x, y)
         _check_closure(closed, where, "params_vjp")
         expected, got = (jax.tree.map(jnp.shape, tree) for tree in (params, out))
         if expected != got:
             raise ValueError(f"{where}: expected params_vjp to return the shapes of params {expected}, got {got}")
+        for p, c in zip(jax.tree.leaves(params), jax.tree.leaves(out), strict=True):
+            if is_inexact(p) and not jnp.issubdtype(c.dtype, jnp.inexact):
+                raise TypeError(f"{where}: expected params_vjp to return floating cotangents, got {c.dtype}")
 
 
 def _check_closure(closed: Any, where: str, name: str) -> None:

@@ -8,7 +8,7 @@ only when called. Here every intermediate value of the traced function is one of
     NONLINEAR   a non-linear function of x          UNKNOWN    reached through a primitive with no rule here
 
 by the rules LINEAR + CONST = AFFINE, CONST · LINEAR = LINEAR, LINEAR · LINEAR = NONLINEAR and so on. Only what
-is certain is rejected: AFFINE and NONLINEAR; an opaque kernel stays UNKNOWN and is taken at its word.
+is visible is rejected, AFFINE and NONLINEAR; an opaque kernel stays UNKNOWN and is taken at its word.
 """
 
 import enum
@@ -75,9 +75,12 @@ def classify(closed: Any, inputs: Sequence[Kind]) -> list[Kind]:
 
 
 def _of_constant(value: Any) -> Kind:
-    if isinstance(value, jax.core.Tracer) or not hasattr(value, "dtype"):
+    """ZERO where that is cheap to see: a small array at hand, not a weight, a tracer or a random key."""
+    if isinstance(value, jax.core.Tracer) or np.size(value) > 1024 or not jnp.issubdtype(value.dtype, np.number):
         return CONST
-    return CONST if jnp.issubdtype(value.dtype, jax.dtypes.extended) or np.any(value) else ZERO
+    if isinstance(value, jax.Array) and not value.is_fully_addressable:
+        return CONST
+    return CONST if np.any(np.asarray(value)) else ZERO
 
 
 def _classify(jaxpr: Any, consts: Sequence[Kind], inputs: Sequence[Kind]) -> list[Kind]:
@@ -111,6 +114,8 @@ def _equation(eqn: Any, ins: list[Kind]) -> list[Kind]:
 def _primitive(name: str, params: dict[str, Any], ins: list[Kind]) -> Kind:
     if name == "optimization_barrier" or name in _LINEAR_IN_EVERY_OPERAND:
         return reduce(join, ins)
+    if name == "integer_pow" and params["y"] == 1:
+        return ins[0]
     if name == "convert_element_type":
         keeps = ins[0] in _FREE or jnp.issubdtype(params["new_dtype"], jnp.inexact)
         return ins[0] if keeps else NONLINEAR
