@@ -8,6 +8,7 @@ from collections.abc import Sequence
 # name -> (module with main(argv) -> exit code, what it does); imported when called.
 COMMANDS = {
     "job": ("ffn_jax.demo.job", "run and check MiniLM's feed-forward sublayers (the default)"),
+    "check": ("ffn_jax.verify._cli", "check a derivative rule or a linear map of your own, with derived tolerances"),
 }
 DEFAULT = "job"
 
