@@ -1,8 +1,8 @@
 """A function with every hand-written derivative rule forgotten.
 
-`jax.custom_vjp` and `jax.custom_jvp` calls are replaced by the functions that they decorate, wherever they occur: inside
-`jit`, `scan`, `cond`, `while_loop` and `checkpoint` as well.  What is left is differentiated by JAX alone, which makes it
-a reference that no hand-written rule can leak into.
+`jax.custom_vjp` and `jax.custom_jvp` calls are replaced by the functions that they decorate, wherever they
+occur: inside `jit`, `scan`, `cond`, `while_loop` and `checkpoint` as well.  What is left is differentiated by
+JAX alone, which makes it a reference that no hand-written rule can leak into.
 """
 
 import functools
@@ -12,6 +12,8 @@ from typing import Any
 import jax
 from jax import lax
 from jax.extend import core
+
+from ffn_jax._compat import is_exp_of_minus_square
 
 _CUSTOM = {  # primitive -> the parameter that holds the undecorated function
     "custom_jvp_call": "call_jaxpr",
@@ -70,7 +72,8 @@ def _opened(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
 
 def _has_custom(jaxpr: Any) -> bool:
     return any(
-        eqn.primitive.name in _CUSTOM or any(_has_custom(inner) for inner in _bodies(eqn))
+        (eqn.primitive.name in _CUSTOM and not is_exp_of_minus_square(eqn))
+        or any(_has_custom(inner) for inner in _bodies(eqn))
         for eqn in _opened(jaxpr)[0].eqns
     )
 
@@ -94,7 +97,7 @@ def _evaluate(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[An
 
 def _step(eqn: Any, ins: list[Any]) -> list[Any]:
     name, p = eqn.primitive.name, eqn.params
-    if name in _CUSTOM:
+    if name in _CUSTOM and not is_exp_of_minus_square(eqn):
         return _function(p[_CUSTOM[name]])(*ins)
     if not any(_has_custom(inner) for inner in _bodies(eqn)):
         out = eqn.primitive.bind(*ins, **eqn.primitive.get_bind_params(p))

@@ -1,8 +1,9 @@
 """The algebraic prover behind `ffn_jax.verify.prove_vjp`.
 
-Read in this order: `_specs` (what is compared), `_atoms`, `_polynomials`, `_functions`, `_sums` (the normal form),
-`_tensors`, `_primitives`, `_ranges`, `_scan`, `_interpret` (from jaxprs to it), `_cuts`, `_derivative`, `_equality`,
-`_normalise` (the two routes), `_evaluate`, `_field`, `_balls`, `_refute` (numbers against it), `_prove` (the verdict).
+Read in this order: `_specs` (what is compared), `_atoms`, `_polynomials`, `_functions`, `_sums` (the normal
+form), `_tensors`, `_primitives`, `_ranges`, `_scan`, `_interpret` (from jaxprs to it), `_cuts`,
+`_derivative`, `_equality`, `_normalise` (the two routes), `_evaluate`, `_field`, `_balls`, `_refute` (numbers
+against it), `_prove` (the verdict).
 """
 
 from ffn_jax.verify.symbolic._opaque import OpaqueLinearMap as OpaqueLinearMap

@@ -2,8 +2,8 @@
 
 An atom is a real-valued expression in named indices:
 
-    entry      x[i, (j,k)]        entry of a tensor; each axis holds mixed-radix digits, most significant first
-    function   tanh(P), exp(m)    elementwise function of a polynomial (exp: of one monomial with coefficient 1)
+    entry      x[i, (j,k)]        entry of a tensor; each axis holds digits, most significant first
+    function   tanh(P), exp(m)    elementwise function of a polynomial (exp: of one bare monomial)
     base       <P>                a polynomial that is raised to a negative or fractional power
     sum        sum_{i,j} m        sum over bound indices of one monomial, its factors connected through them
     constant   2, 3, pi           a prime (to a power in (0, 1)) or pi
@@ -11,8 +11,8 @@ An atom is a real-valued expression in named indices:
     step       [P > 0]            1 or 0
     delta      [i = j + o]        1 or 0, a comparison of positions
 
-Every atom has a key, a text that is the same for two atoms exactly when they are equal up to the names of bound
-indices; equal keys imply equal real functions, which is what every proof here rests on.
+Every atom has a key, a text that is the same for two atoms exactly when they are equal up to the names of
+bound indices; equal keys imply equal real functions, which is what every proof here rests on.
 """
 
 from collections.abc import Iterator, Mapping
@@ -129,7 +129,12 @@ class Entry(Atom):
         self.free = frozenset(i for axis in axes for i in free_of(axis))
 
     def text(self, names: Names, depth: int) -> str:
-        return self.name + "[" + ",".join(".".join(_digit_text(d, names) for d in axis) for axis in self.axes) + "]"
+        return (
+            self.name
+            + "["
+            + ",".join(".".join(_digit_text(d, names) for d in axis) for axis in self.axes)
+            + "]"
+        )
 
 
 class Function(Atom):

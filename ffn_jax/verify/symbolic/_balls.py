@@ -1,7 +1,7 @@
 """Rigorous real numbers: balls [m - r, m + r] that contain the exact result (Arb, through python-flint).
 
-Two disjoint balls are a proof that the exact values differ.  A literal stands for any real within one rounding of it, so
-a difference is never an artefact of how a decimal was rounded.
+Two disjoint balls are a proof that the exact values differ.  A literal stands for any real within one
+rounding of it, so a difference is never an artefact of how a decimal was rounded.
 """
 
 import random
@@ -16,7 +16,7 @@ from ffn_jax.verify.symbolic._literals import Reading
 PRECISION = 200  # bits
 
 
-class FlintMissing(Exception):
+class FlintMissing(Exception):  # noqa: N818
     """python-flint is not installed."""
 
 
@@ -82,7 +82,8 @@ class Balls:
 def first_disjoint(a: Array, b: Array) -> tuple[int, ...] | None:
     """An entry at which the exact values provably differ."""
     for i in np.ndindex(*a.shape):
-        if not a[i].overlaps(b[i]):
+        ours: Any = a[i]
+        if not ours.overlaps(b[i]):
             return i
     return None
 

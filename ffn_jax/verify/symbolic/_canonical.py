@@ -1,9 +1,9 @@
-"""A canonical text for a sum over bound indices, whatever the indices are called and however they are ordered.
+"""A canonical text for a sum over bound indices, whatever they are called and however they are ordered.
 
-Naming bound indices canonically is graph canonisation in small: indices are vertices, atoms are hyperedges.  Colour
-refinement (an index's colour is the multiset of atoms it occurs in, with the colours of the other indices written in)
-separates most of them; where a colour class keeps several, each is tried in turn as the first and the smallest text
-wins.  Two sums get equal texts exactly when one is a renaming of the other.
+Naming bound indices canonically is graph canonisation in small: indices are vertices, atoms are hyperedges.
+Colour refinement (an index's colour is the multiset of atoms it occurs in, with the colours of the other
+indices written in) separates most of them; where a colour class keeps several, each is tried in turn as the
+first and the smallest text wins.  Two sums get equal texts exactly when one is a renaming of the other.
 """
 
 from typing import TYPE_CHECKING
@@ -37,9 +37,7 @@ def canonical_sum(bound: "tuple[Index, ...]", body: "Monomial", names: "Names", 
     def written(order: "list[Index]") -> str:
         local = {b: f"${depth}.{r}" for r, b in enumerate(order)}
         text = "*".join(
-            sorted(
-                a.text_under({**names, **local}, depth + 1) + (f"^{e}" if e != 1 else "") for a, e in body
-            )
+            sorted(a.text_under({**names, **local}, depth + 1) + (f"^{e}" if e != 1 else "") for a, e in body)
         )
         return "S{" + ",".join(f"{local[b]}:{b.size}" for b in order) + "}(" + text + ")"
 

@@ -1,10 +1,10 @@
 """Cuts: a shared intermediate value becomes a variable.
 
-tanh(u) with u = sum_k x[i,k] W[k,j] + b[j] expands into products that nobody needs.  Where a tensor depends on the primal
-inputs only and feeds a transcendental function or a comparison, it is replaced by a new tensor named after its canonical
-content, in the rule and in the reference alike.  An identity that holds for every value of the new tensor holds for its
-actual value: sound, but not complete (cutting x - mean would lose sum(x - mean) = 0), so a proof that fails with cuts is
-tried again without.
+tanh(u) with u = sum_k x[i,k] W[k,j] + b[j] expands into products that nobody needs.  Where a tensor depends
+on the primal inputs only and feeds a transcendental function or a comparison, it is replaced by a new tensor
+named after its canonical content, in the rule and in the reference alike.  An identity that holds for every
+value of the new tensor holds for its actual value: sound, but not complete (cutting x - mean would lose sum(x
+- mean) = 0), so a proof that fails with cuts is tried again without.
 """
 
 from collections.abc import Iterable
@@ -20,10 +20,43 @@ from ffn_jax.verify.symbolic._tensors import Tensor
 from ffn_jax.verify.symbolic._workspace import workspace
 
 FEEDS = frozenset(
-    "exp exp2 tanh erf erfc logistic log log1p expm1 sin cos gt ge lt le max min".split()
+    [
+        "exp",
+        "exp2",
+        "tanh",
+        "erf",
+        "erfc",
+        "logistic",
+        "log",
+        "log1p",
+        "expm1",
+        "sin",
+        "cos",
+        "gt",
+        "ge",
+        "lt",
+        "le",
+        "max",
+        "min",
+    ]
 )  # not rsqrt: see above
 _ELEMENTWISE = frozenset(
-    "add sub mul div neg square integer_pow copy exp tanh erf erfc logistic convert_element_type".split()
+    [
+        "add",
+        "sub",
+        "mul",
+        "div",
+        "neg",
+        "square",
+        "integer_pow",
+        "copy",
+        "exp",
+        "tanh",
+        "erf",
+        "erfc",
+        "logistic",
+        "convert_element_type",
+    ]
 )
 
 
@@ -36,7 +69,7 @@ class Cuts:
         self._keys: set[str] = set()
 
     def wanted(self, jaxpr: Any) -> set[Any]:
-        """The variables of a jaxpr that feed a transcendental function, traced back through elementwise operations."""
+        """The variables that feed a transcendental function, traced back through elementwise operations."""
         if not self.collecting:
             return set()
         made_by = {v: e for e in jaxpr.eqns for v in e.outvars}
@@ -65,7 +98,7 @@ class Cuts:
         coarse = [(Index(_length(group)),) for group in groups]
         new: dict[Index, Axis] = {}
         for group, (k,) in zip(groups, coarse, strict=True):
-            new.update({group[0]: (k,), **{i: () for i in group[1:]}})
+            new.update({group[0]: (k,), **dict.fromkeys(group[1:], ())})
         value = substitute(t.entry, new)
         names = {k: f"%{q}" for q, (k,) in enumerate(coarse)}
         key = f"{[str(k.size) for (k,) in coarse]} {value.text(names, 0)}"
@@ -103,9 +136,10 @@ def _coarse(p: Poly, own: list[Index]) -> list[tuple[Index, ...]]:
     follows: dict[Index, Index] = {}
     for axis in axes:
         for i, j in pairwise(axis):
-            if isinstance(i, Index) and isinstance(j, Index) and i in p.free and j in p.free:
-                if i not in follows and side_by_side(axes, i, j):
-                    follows[i] = j
+            if i in follows or not (isinstance(i, Index) and isinstance(j, Index)):
+                continue
+            if i in p.free and j in p.free and side_by_side(axes, i, j):
+                follows[i] = j
     inner = set(follows.values())
     groups = []
     for i in order:

@@ -1,8 +1,9 @@
 """The directional derivative of a normal form, by the rules of calculus and nothing of JAX's.
 
-    d(prod a^e) = sum e a^(e-1) da prod(the others)
-    d tanh(P) = (1 - tanh(P)^2) dP      d erf(P) = 2/sqrt(pi) exp(-P^2) dP      d exp(P) = exp(P) dP      d log(P) = dP/P
-    d sum = sum d      d[P > 0] = 0 off the kink P = 0
+d(prod a^e) = sum e a^(e-1) da prod(the others)          d sum = sum d
+d tanh(P) = (1 - tanh(P)^2) dP                           d exp(P) = exp(P) dP
+d erf(P) = 2/sqrt(pi) exp(-P^2) dP                       d log(P) = dP / P
+d sin(P) = cos(P) dP,  d cos(P) = -sin(P) dP             d[P > 0] = 0 off the kink P = 0
 """
 
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from fractions import Fraction
 from ffn_jax.verify.symbolic._atoms import Atom, Axis, Base, Entry, Function, Index, Rational, Step, Sum
 from ffn_jax.verify.symbolic._functions import function, power
 from ffn_jax.verify.symbolic._polynomials import ONE, ZERO, Poly, irrational, of_atom, product
-from ffn_jax.verify.symbolic._sums import sum_over, substitute
+from ffn_jax.verify.symbolic._sums import substitute, sum_over
 from ffn_jax.verify.symbolic._workspace import Unsupported, workspace
 
 

@@ -1,7 +1,8 @@
 """When is a polynomial the zero function?  Three tests, each sound, none complete.
 
 1. Its normal form has no terms.
-2. It has none after multiplication by the bases of its negative powers: P Q^-1 + R = 0 if P + R Q = 0 and Q != 0.
+2. It has none after multiplication by the bases of its negative powers: P Q^-1 + R = 0 if P + R Q = 0 and Q
+!= 0.
 3. It has none on every range of its free indices that a delta speaks of.
 """
 
@@ -27,7 +28,7 @@ def vanishes(p: Poly, free: Sequence[Index]) -> bool:
 
 
 def _cleared(p: Poly) -> Poly:
-    """p times natural powers of the bases that it has negative powers of."""
+    """P times natural powers of the bases that it has negative powers of."""
     while True:
         lowest: dict[Base, Rational] = {}
         for m in p.terms:

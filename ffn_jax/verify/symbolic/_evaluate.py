@@ -1,7 +1,8 @@
 """Evaluate a jaxpr at concrete sizes over any kind of number, on NumPy arrays of Python objects.
 
-A `Domain` says what numbers are: rigorous real balls (`_balls`) or elements of a prime field (`_field`).  Nothing here
-is shared with the normal form but the reading of literals, so an error there would have to be made twice to stay hidden.
+A `Domain` says what numbers are: rigorous real balls (`_balls`) or elements of a prime field (`_field`).
+Nothing here is shared with the normal form but the reading of literals, so an error there would have to be
+made twice to stay hidden.
 """
 
 import random
@@ -12,12 +13,16 @@ import jax
 import numpy as np
 from jax.extend import core
 
+from ffn_jax._compat import is_exp_of_minus_square
 from ffn_jax.verify.symbolic._literals import Reading, read_literal
 
 Array = np.ndarray[Any, Any]  # of dtype object
 
 
-class NotEvaluable(Exception):
+_finfo: Any = jax.numpy.finfo  # Any: it has no types
+
+
+class NotEvaluable(Exception):  # noqa: N818
     """The domain cannot evaluate this, at least not at this point; the message says what."""
 
 
@@ -76,9 +81,29 @@ def _map(f: Callable[..., Any], *arrays: Array) -> Array:
 
 
 _FUNCTIONS = frozenset(
-    "exp tanh erf erfc logistic log log1p expm1 sin cos sqrt rsqrt cbrt exp2 tan sinh cosh".split()
+    [
+        "exp",
+        "tanh",
+        "erf",
+        "erfc",
+        "logistic",
+        "log",
+        "log1p",
+        "expm1",
+        "sin",
+        "cos",
+        "sqrt",
+        "rsqrt",
+        "cbrt",
+        "exp2",
+        "tan",
+        "sinh",
+        "cosh",
+    ]
 )
-_SAME = frozenset("copy copy_p name reduce_precision stop_gradient sharding_constraint pvary".split())
+_SAME = frozenset(
+    ["copy", "copy_p", "name", "reduce_precision", "stop_gradient", "sharding_constraint", "pvary"]
+)
 _CALLS = {
     "jit": "jaxpr",
     "pjit": "jaxpr",
@@ -115,7 +140,7 @@ class _Evaluator:
         v = np.asarray(value)
         if v.dtype == np.bool_ or np.issubdtype(v.dtype, np.integer):
             return v.astype(object)
-        eps = float(jax.numpy.finfo(v.dtype).eps)
+        eps = float(_finfo(v.dtype).eps)
         out = np.empty(v.shape, dtype=object)
         for i in np.ndindex(*v.shape):
             x = float(v[i])
@@ -127,6 +152,8 @@ class _Evaluator:
 
     def step(self, eqn: Any, ins: list[Array]) -> list[Array]:
         name = eqn.primitive.name
+        if is_exp_of_minus_square(eqn):
+            return [_map(lambda x: self.domain.function("exp", -(x * x)), ins[0])]
         if name in _CALLS:
             return self.run(eqn.params[_CALLS[name]], ins)
         if name in _FUNCTIONS:
@@ -228,6 +255,9 @@ class _Evaluator:
     def _square(self, eqn: Any, a: Array) -> list[Array]:
         return [_map(lambda x: x * x, a)]
 
+    def _one_minus_square(self, eqn: Any, a: Array) -> list[Array]:
+        return [_map(lambda x: self.domain.integer(1) - x * x, a)]
+
     def _integer_pow(self, eqn: Any, a: Array) -> list[Array]:
         y = eqn.params["y"]
         return [_map(lambda x: x**y if y >= 0 else self.domain.integer(1) / x**-y, a)]
@@ -316,7 +346,9 @@ class _Evaluator:
         ] = a
         return [out]
 
-    def _block(self, shape: Sequence[int], sizes: Sequence[int], starts: Sequence[Array]) -> tuple[slice, ...]:
+    def _block(
+        self, shape: Sequence[int], sizes: Sequence[int], starts: Sequence[Array]
+    ) -> tuple[slice, ...]:
         first = [min(max(int(s.item()), 0), n - m) for s, n, m in zip(starts, shape, sizes, strict=True)]
         return tuple(slice(s, s + m) for s, m in zip(first, sizes, strict=True))
 
@@ -340,7 +372,11 @@ class _Evaluator:
     def _scan(self, eqn: Any, *ins: Array) -> list[Array]:
         p = eqn.params
         n_consts, n_carry, length = p["num_consts"], p["num_carry"], p["length"]
-        consts, carry, xs = ins[:n_consts], list(ins[n_consts : n_consts + n_carry]), ins[n_consts + n_carry :]
+        consts, carry, xs = (
+            ins[:n_consts],
+            list(ins[n_consts : n_consts + n_carry]),
+            ins[n_consts + n_carry :],
+        )
         ys: dict[int, list[Array]] = {}
         for t in range(length)[:: -1 if p["reverse"] else 1]:
             now = [np.asarray(x[t], dtype=object) for x in xs]

@@ -1,12 +1,12 @@
 """Random evaluation in a prime field: a fast test of identities that shares no code with the normal form.
 
-Two rational expressions that are equal over the reals are equal modulo a random prime; two that differ almost never are
-(Schwartz and Zippel).  Functions that are not rational have to be modelled:
+Two rational expressions that are equal over the reals are equal modulo a random prime; two that differ almost
+never are (Schwartz and Zippel).  Functions that are not rational have to be modelled:
 
     oracle    every elementary function is a random oracle, with the symmetries and identities of the real one
               (tanh, erf odd; logistic and erfc by them)
-    group     exp(x) = g^x in the subgroup of order q of the field of order p = k q + 1, so exp(a + b) = exp(a) exp(b)
-              holds and tanh and logistic are rational in exp; a number is then a pair of residues, mod p and mod q
+    group     exp(x) = g^x with g of prime order q modulo p = k q + 1, so exp(a + b) = exp(a) exp(b) holds and
+              tanh and logistic are rational in exp; a number is then a pair of residues, mod p and mod q
 
 "different" here is not a refutation over the reals: it means that no proof within these identities exists.
 """
@@ -81,7 +81,9 @@ class Residue:
         return self * Residue(self.field, pow(o.p, -1, self.field.p), q)
 
     def __pow__(self, n: int) -> "Residue":
-        return self._with(self, pow(self.p, n, self.field.p), None if self.q is None else pow(self.q, n, self.field.q))
+        return self._with(
+            self, pow(self.p, n, self.field.p), None if self.q is None else pow(self.q, n, self.field.q)
+        )
 
     __radd__ = __add__
     __rmul__ = __mul__
@@ -102,8 +104,10 @@ class PrimeField:
             q = rng.getrandbits(bits) | 7 | (1 << (bits - 1))
             if not is_prime(q):
                 continue
-            k = 1 if mode == "oracle" else next(
-                (k for k in range(2, 4000, 2) if (k * q + 1) % 8 == 7 and is_prime(k * q + 1)), 0
+            k = (
+                1
+                if mode == "oracle"
+                else next((k for k in range(2, 4000, 2) if (k * q + 1) % 8 == 7 and is_prime(k * q + 1)), 0)
             )
             if k:
                 break
@@ -190,7 +194,7 @@ class PrimeField:
         raise NotEvaluable(f"the function {name}")
 
     def positive(self, x: Residue) -> bool:
-        """A random predicate with positive(-x) = not positive(x) for x != 0."""
+        """A random predicate that holds for exactly one of x and -x, x != 0."""
         return x.p != 0 and (self._oracle(">", x, 1).p % 2 == 0) == (x.p <= self.p // 2)
 
 

@@ -1,17 +1,39 @@
 """Powers, elementwise functions and steps of polynomials, brought to one form each.
 
     exp(P) = prod exp(m_i)^c_i               logistic(x) = 1/2 + tanh(x/2)/2        erfc(x) = 1 - erf(x)
-    tanh, erf, sin odd, cos even             1/(1 + exp(-x)) = logistic(x)          [-P > 0] = 1 - [P > 0] off P = 0
+    tanh, erf, sin odd, cos even             1/(1 + exp(-x)) = logistic(x)
     (c g P)^r = c^r g^r P^r                  for positive numbers c and sizes g
+    [-P > 0] = 1 - [P > 0]                   off P = 0
 
 Where an identity needs P != 0 or P > 0, or holds only off the kink P = 0, the side condition is recorded.
 """
 
 from fractions import Fraction
 
-from ffn_jax.verify.symbolic._atoms import Atom, Base, Constant, Dimension, Entry, Function, Monomial, Rational
-from ffn_jax.verify.symbolic._atoms import Step, Sum, intern, monomial_text
-from ffn_jax.verify.symbolic._polynomials import ONE, ZERO, Poly, integral, irrational, natural_power, of_atom, product
+from ffn_jax.verify.symbolic._atoms import (
+    Atom,
+    Base,
+    Constant,
+    Dimension,
+    Entry,
+    Function,
+    Monomial,
+    Rational,
+    Step,
+    Sum,
+    intern,
+    monomial_text,
+)
+from ffn_jax.verify.symbolic._polynomials import (
+    ONE,
+    ZERO,
+    Poly,
+    integral,
+    irrational,
+    natural_power,
+    of_atom,
+    product,
+)
 from ffn_jax.verify.symbolic._workspace import Unsupported, workspace
 
 HALF = Fraction(1, 2)
@@ -53,8 +75,8 @@ def _assume_nonzero(poly: Poly) -> None:
         workspace.assume("nonzero", poly)
 
 
-# Orders and signs must not depend on what indices are called, so they are read off texts in which every free index
-# is written "?".
+# Orders and signs must not depend on what indices are called, so they are read off texts in which every free
+# index is written "?".
 
 
 def _leading_sign(poly: Poly) -> int:
@@ -81,7 +103,8 @@ def _content(poly: Poly) -> Poly:
         return monomial_text(shape, names, 0), monomial_text(m, names, 0)
 
     lead = min(poly.terms, key=order)
-    return Poly({_numeric(lead): abs(poly.terms[lead])})
+    c = poly.terms[lead]
+    return Poly({_numeric(lead): c if c > 0 else -c})
 
 
 def power(poly: Poly, r: Rational, *, primitive: bool = False) -> Poly:
@@ -117,7 +140,7 @@ def _monomial_power(poly: Poly, r: Rational) -> Poly:
         if not all(is_positive_atom(a) for a, _ in m):
             _assume_nonzero(poly)
         return product([(a, e * r) for a, e in m]) * Fraction(c) ** r
-    out = _number_power(Fraction(abs(c)), r) * product([(a, e * r) for a, e in m if is_positive_atom(a)])
+    out = _number_power(abs(Fraction(c)), r) * product([(a, e * r) for a, e in m if is_positive_atom(a)])
     rest = tuple((a, e) for a, e in m if not is_positive_atom(a))
     if not rest and c > 0:
         return out

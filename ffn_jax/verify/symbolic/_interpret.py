@@ -8,8 +8,10 @@ import jax
 import numpy as np
 from jax.extend import core
 
+from ffn_jax._compat import is_exp_of_minus_square
 from ffn_jax.verify.symbolic._atoms import Index
 from ffn_jax.verify.symbolic._cuts import Cuts
+from ffn_jax.verify.symbolic._functions import function
 from ffn_jax.verify.symbolic._literals import read_literal
 from ffn_jax.verify.symbolic._polynomials import ZERO, Poly, as_poly, irrational
 from ffn_jax.verify.symbolic._primitives import RULES, Rule
@@ -17,6 +19,8 @@ from ffn_jax.verify.symbolic._scan import scan
 from ffn_jax.verify.symbolic._sums import delta
 from ffn_jax.verify.symbolic._tensors import Tensor, elementwise, new_axis, scalar, variable
 from ffn_jax.verify.symbolic._workspace import Unsupported, workspace
+
+_finfo: Any = jax.numpy.finfo  # Any: it has no types
 
 CALLS = {  # primitive -> the parameter that holds the body
     "jit": "jaxpr",
@@ -59,7 +63,7 @@ def _number(v: np.ndarray[Any, Any]) -> Poly:
     x = float(v)
     if not np.isfinite(x):
         raise Unsupported(f"the literal {x}")
-    reading = read_literal(x, float(jax.numpy.finfo(v.dtype).eps), str(v[()]))
+    reading = read_literal(x, float(_finfo(v.dtype).eps), str(v[()]))
     if reading.text:
         workspace.literals[reading.text] = (str(reading), reading.gap)
     out = as_poly(reading.q) if reading.q else ZERO
@@ -112,6 +116,8 @@ def _live(jaxpr: Any) -> list[Any]:
 def _apply(eqn: Any, ins: list[Tensor], cuts: Cuts | None) -> list[Tensor]:
     name = eqn.primitive.name
     _check_types(eqn)
+    if is_exp_of_minus_square(eqn):
+        return [Tensor(ins[0].axes, function("exp", -(ins[0].entry * ins[0].entry)))]
     if name in CALLS:
         return interpret(eqn.params[CALLS[name]], ins, cuts)
     structured: dict[str, Callable[[], list[Tensor]]] = {
@@ -124,7 +130,9 @@ def _apply(eqn: Any, ins: list[Tensor], cuts: Cuts | None) -> list[Tensor]:
     try:
         return structured[name]() if rule is None else rule(eqn, *ins)
     except Unsupported as e:
-        named = type(e)(str(e) if "primitive" in str(e) or "time" in str(e) else f"the primitive {name!r}: {e}")
+        named = type(e)(
+            str(e) if "primitive" in str(e) or "time" in str(e) else f"the primitive {name!r}: {e}"
+        )
         raise named from None
 
 
@@ -147,7 +155,11 @@ def _cond(eqn: Any, ins: list[Tensor], cuts: Cuts | None) -> list[Tensor]:
         raise Unsupported("a choice that is not between two branches by a comparison")
     no, yes = (interpret(b, args, cuts) for b in branches)
     return [
-        elementwise(lambda p, q: p + q, t, elementwise(lambda p, q: p * q, which, elementwise(lambda p, q: p - q, s, t)))
+        elementwise(
+            lambda p, q: p + q,
+            t,
+            elementwise(lambda p, q: p * q, which, elementwise(lambda p, q: p - q, s, t)),
+        )
         for t, s in zip(no, yes, strict=True)
     ]
 

@@ -1,6 +1,7 @@
 """Which real number does a float literal stand for?
 
-A program says 0.044715 and means the decimal; it says 0.7978845608028654 and means sqrt(2/pi); 0.5 is itself.  In order:
+A program says 0.044715 and means the decimal; it says 0.7978845608028654 and means sqrt(2/pi); 0.5 is itself.
+In order:
 
 1. a small dyadic number is exact;
 2. up to 6 digits: the decimal;
@@ -9,8 +10,8 @@ A program says 0.044715 and means the decimal; it says 0.7978845608028654 and me
 5. a short decimal (0.1 + 0.2) or a small fraction (1/3) within 4 units of rounding;
 6. else its shortest decimal, and the certificate says that no closed form was found.
 
-Every reading other than 1 is listed in the certificate with its relative gap.  0.7978845608 is not sqrt(2/pi) (3.6e-12
-away), and is read as the decimal.
+Every reading other than 1 is listed in the certificate with its relative gap.  0.7978845608 is not sqrt(2/pi)
+(3.6e-12 away), and is read as the decimal.
 """
 
 import math

@@ -1,10 +1,10 @@
-"""One instance of the theorem by normal forms: which of its equations hold, and what is left of those that do not.
+"""One instance of the theorem by normal forms: which equations hold, and what is left of those that do not.
 
 With f the reference, z its inputs, ȳ the seeds and r(z, ȳ) the cotangents of the rule:
 
     values      vjp(fun)(z) = f(z),  fun(z) = f(z)
-    route A     r(z, ȳ) = linear_transpose(jvp(f, z))(ȳ)      entry by entry; JAX's own differentiation on the right
-    route C     <ȳ, Df(z) t> = <t, r(z, ȳ)>  for all t        the normal form's own derivative; no JAX differentiation
+    route A     r(z, ȳ) = linear_transpose(jvp(f, z))(ȳ)      entry by entry; JAX differentiates
+    route C     <ȳ, Df(z) t> = <t, r(z, ȳ)>  for all t        the normal form differentiates, JAX does not
 """
 
 import time
@@ -66,7 +66,10 @@ class Oracle:
             self.cuts.collecting = False
         self.cotangents = interpret(traced.oracle, [*self.args, *self.seeds], self.cuts)
         own = labels.own
-        self.tangents = [variable(tangent_name(n), traced.args[k].shape) for n, k in zip(own, labels.differentiable, strict=True)]
+        self.tangents = [
+            variable(tangent_name(n), traced.args[k].shape)
+            for n, k in zip(own, labels.differentiable, strict=True)
+        ]
         directions = {n: tangent_name(n) for n in own}
         moved = [Tensor(v.axes, derivative(v.entry, directions)) for v in self.values]
         self.pairing = _inner_product(moved, self.seeds)
@@ -90,7 +93,9 @@ class Oracle:
         for name, value, expected in zip(self.labels.seeds, values, self.values, strict=True):
             require(f"value of vjp(fun) under {name}", value, expected)
         if call is not None:
-            for name, value, expected in zip(self.labels.seeds, interpret(call, self.args, self.cuts), self.values, strict=True):
+            for name, value, expected in zip(
+                self.labels.seeds, interpret(call, self.args, self.cuts), self.values, strict=True
+            ):
                 require(f"value of fun under {name}", value, expected)
         own = self.labels.own
         for name, ours, theirs in zip(own, cotangents, self.cotangents, strict=True):

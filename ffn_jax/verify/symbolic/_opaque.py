@@ -1,8 +1,8 @@
 """Arbitrary linear maps: known to be linear, and nothing else.
 
-`opaque_linear_map("A1", (n, d), (n, f))` is a callable that traces to one primitive with a transpose and no body.  In the
-normal form it is the contraction with an arbitrary tensor A1[n f, n d]; a theorem about it is one about every linear map
-of these shapes.  It cannot be run, only traced.
+`opaque_linear_map("A1", (n, d), (n, f))` is a callable that traces to one primitive with a transpose and no
+body.  In the normal form it is the contraction with an arbitrary tensor A1[n f, n d]; a theorem about it is
+one about every linear map of these shapes.  It cannot be run, only traced.
 """
 
 from dataclasses import dataclass, replace
@@ -17,19 +17,21 @@ from ffn_jax.verify.symbolic._primitives import RULES
 from ffn_jax.verify.symbolic._sizes import Size, current
 from ffn_jax.verify.symbolic._tensors import Tensor, contract, variable
 
-_opaque_p = Primitive("opaque_linear")
+_opaque_p: Any = Primitive("opaque_linear")
 
 
-@_opaque_p.def_abstract_eval
 def _abstract(x: Any, *, name: str, rows: Any, columns: Any, transposed: bool) -> Any:
     return ShapedArray(columns if transposed else rows, x.dtype)
+
+
+_opaque_p.def_abstract_eval(_abstract)
 
 
 def _transpose(ct: Any, x: Any, *, transposed: bool, **params: Any) -> list[Any]:
     return [_opaque_p.bind(ct, transposed=not transposed, **params)]
 
 
-ad.deflinear2(_opaque_p, _transpose)
+ad.deflinear2(_opaque_p, _transpose)  # type: ignore[no-untyped-call]
 
 
 def _rule(eqn: Any, x: Tensor) -> list[Tensor]:
@@ -56,10 +58,14 @@ class OpaqueLinearMap:
         """The map at x, of shape `in_shape`."""
         expected = tuple(current(s) for s in self.in_shape)
         if tuple(x.shape) != expected:
-            raise ValueError(f"opaque map {self.name}: expected input of shape {expected}, got {tuple(x.shape)}")
+            raise ValueError(
+                f"opaque map {self.name}: expected input of shape {expected}, got {tuple(x.shape)}"
+            )
         out = tuple(current(s) for s in self.out_shape)
         rows, columns = (expected, out) if self.transposed else (out, expected)
-        result: jax.Array = _opaque_p.bind(x, name=self.name, rows=rows, columns=columns, transposed=self.transposed)
+        result: jax.Array = _opaque_p.bind(
+            x, name=self.name, rows=rows, columns=columns, transposed=self.transposed
+        )
         return result
 
     @property
@@ -77,7 +83,8 @@ def opaque_linear_map(name: str, in_shape: tuple[Size, ...], out_shape: tuple[Si
         out_shape: its output's shape.
 
     Returns:
-        A callable with a `.transpose`; `jax.jvp`, `jax.vjp`, `jax.linear_transpose` and `jax.jit` trace through it.
+        A callable with a `.transpose`; `jax.jvp`, `jax.vjp`, `jax.linear_transpose` and `jax.jit` trace
+        through it.
 
     Example:
         >>> import jax

@@ -2,13 +2,14 @@
 
     P = sum_m c_m prod_a a^e        c_m in Q, e in Q
 
-Adding collects equal monomials.  Multiplying distributes, adds the exponents of equal atoms, and applies the few
-relations that powers of atoms obey: p^(3/2) = p p^(1/2) for a prime p, [.]^2 = [.] for steps and deltas, <P>^n = P^n
-for natural n, and, for e = exp(2q) and t = tanh(q),
+Adding collects equal monomials.  Multiplying distributes, adds the exponents of equal atoms, and applies the
+few relations that powers of atoms obey: p^(3/2) = p p^(1/2) for a prime p, [.]^2 = [.] for steps and deltas,
+<P>^n = P^n for natural n, and, for e = exp(2q) and t = tanh(q),
 
     e t = e - 1 - t,        t / e = 1 - t - 1/e,
 
-which hold because t = (e - 1)/(e + 1); they rewrite every polynomial in e, 1/e and t to one without mixed terms.
+which hold because t = (e - 1)/(e + 1); they rewrite every polynomial in e, 1/e and t to one without mixed
+terms.
 """
 
 from collections.abc import Iterable
@@ -63,7 +64,9 @@ class Poly:
 
     def text(self, names: Names, depth: int) -> str:
         """The key with indices written as in `names`."""
-        return " + ".join(sorted(f"{monomial_text(m, names, depth)}:{c}" for m, c in self.terms.items())) or "0"
+        return (
+            " + ".join(sorted(f"{monomial_text(m, names, depth)}:{c}" for m, c in self.terms.items())) or "0"
+        )
 
     @property
     def is_zero(self) -> bool:
@@ -251,7 +254,11 @@ def _without_mixed(exponents: dict[Atom, Rational], coefficient: Rational) -> Po
         if sign:
             exp_factors = [(exps[m][0], sign * c) for m, c in twice.items()]
             rest = [*exponents.items(), (atom, -1), *((a, -x) for a, x in exp_factors)]
-            with_exp, with_tanh, bare = product([*rest, *exp_factors]), product([*rest, (atom, 1)]), product(rest)
+            with_exp, with_tanh, bare = (
+                product([*rest, *exp_factors]),
+                product([*rest, (atom, 1)]),
+                product(rest),
+            )
             # e t = e - 1 - t   and   t / e = 1 - t - 1 / e
             return (sign * with_exp - sign * bare - with_tanh) * coefficient
     return Poly({tuple(sorted(exponents.items(), key=_serial)): coefficient})

@@ -1,6 +1,7 @@
 """What each JAX primitive does to tensors in index notation: one small function for each.
 
-Read over the reals: a change of float format is the identity, an integer does not overflow, float to integer is refused.
+Read over the reals: a change of float format is the identity, an integer does not overflow, float to integer
+is refused.
 """
 
 from collections.abc import Callable
@@ -21,7 +22,6 @@ from ffn_jax.verify.symbolic._tensors import (
     contract,
     elementwise,
     new_axis,
-    on_common_axes,
     reshaped,
     scalar,
 )
@@ -50,7 +50,8 @@ def _is_bool(eqn: Any) -> bool:
     return bool(eqn.outvars[0].aval.dtype == np.bool_)
 
 
-# -------------------------------------------------------------------------------------------------- elementwise
+# --------------------------------------------------------------------------------------------------
+# elementwise
 
 
 def _unary(name: str, op: Callable[[Poly], Poly]) -> None:
@@ -61,11 +62,26 @@ def _binary(name: str, op: Callable[[Poly, Poly], Poly]) -> None:
     RULES[name] = lambda eqn, a, b: [elementwise(op, a, b)]
 
 
-for _name in ("exp", "exp2", "tanh", "erf", "erfc", "logistic", "log", "log1p", "expm1", "sin", "cos", "tan", "sinh"):
+for _name in (
+    "exp",
+    "exp2",
+    "tanh",
+    "erf",
+    "erfc",
+    "logistic",
+    "log",
+    "log1p",
+    "expm1",
+    "sin",
+    "cos",
+    "tan",
+    "sinh",
+):
     _unary(_name, lambda p, name=_name: function(name, p))  # type: ignore[misc]
 _unary("cosh", lambda p: function("cosh", p))
 _unary("neg", lambda p: -p)
 _unary("square", lambda p: p * p)
+_unary("one_minus_square", lambda p: ONE - p * p)
 _unary("sqrt", lambda p: power(p, HALF))
 _unary("rsqrt", lambda p: power(p, -HALF))
 _unary("cbrt", lambda p: power(p, Fraction(1, 3)))
@@ -82,7 +98,7 @@ _binary("min", lambda p, q: p - (p - q) * step(p - q))
 
 
 def _comparison(name: str, op: Callable[[Poly, Poly], Poly]) -> None:
-    """A strict comparison p > q is [p - q > 0]; of integers [p - q - 1/2 > 0], which has no kink to step around."""
+    """The comparison p > q is [p - q > 0]; of integers, [p - q - 1/2 > 0], which has no kink to step around."""
 
     def apply(eqn: Any, a: Tensor, b: Tensor) -> list[Tensor]:
         floats = jax.numpy.issubdtype(eqn.invars[0].aval.dtype, np.floating)
@@ -180,7 +196,8 @@ def _select(eqn: Any, condition: Tensor, *cases: Tensor) -> Tensor:
     )
 
 
-# ------------------------------------------------------------------------------------------------ comparison for equality
+# ------------------------------------------------------------------------------------------------ comparison
+# for equality
 
 
 def _equal(p: Poly, q: Poly, is_float: bool) -> Poly:
@@ -195,7 +212,13 @@ def _equal(p: Poly, q: Poly, is_float: bool) -> Poly:
     # p - q = f [c > 0] with f nonzero: equal exactly where c <= 0 (how JAX differentiates max)
     steps = {a for m in d.terms for a, _ in m if isinstance(a, Step)}
     for s in steps:
-        factor = Poly({tuple((a, e) for a, e in m if a is not s): c for m, c in d.terms.items() if any(a is s for a, _ in m)})
+        factor = Poly(
+            {
+                tuple((a, e) for a, e in m if a is not s): c
+                for m, c in d.terms.items()
+                if any(a is s for a, _ in m)
+            }
+        )
         indicator = Poly({((s, 1),): 1})
         if (d - factor * indicator).is_zero:
             workspace.assume("off the kink", factor)
@@ -221,7 +244,8 @@ def _ne(eqn: Any, a: Tensor, b: Tensor) -> Tensor:
     return elementwise(lambda p, q: ONE - _equal(p, q, floats), a, b)
 
 
-# ------------------------------------------------------------------------------------------------------ structure
+# ------------------------------------------------------------------------------------------------------
+# structure
 
 
 @rule("dot_general")
@@ -329,7 +353,11 @@ def _dynamic_slice(eqn: Any, a: Tensor, *starts: Tensor) -> list[Tensor]:
 
 
 def _dynamic_update_slice(eqn: Any, a: Tensor, update: Tensor, *starts: Tensor) -> list[Tensor]:
-    return [ranges.updated(a, update, [s.entry for s in starts], eqn.invars[0].aval.shape, eqn.invars[1].aval.shape)]
+    return [
+        ranges.updated(
+            a, update, [s.entry for s in starts], eqn.invars[0].aval.shape, eqn.invars[1].aval.shape
+        )
+    ]
 
 
 RULES["dynamic_slice"] = _dynamic_slice

@@ -1,7 +1,7 @@
 """Index notation for people: polynomials as text or LaTeX, with letters for indices and names for cut values.
 
-An index takes the letter of its size where that is one letter (n, n', n''), else i, i', ...; bound indices are named
-anew in every term.
+An index takes the letter of its size where that is one letter (n, n', n''), else i, i', ...; bound indices
+are named anew in every term.
 """
 
 import re

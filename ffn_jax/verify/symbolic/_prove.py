@@ -1,4 +1,4 @@
-"""`prove_vjp`: trace, normalise at symbolic sizes and at sizes 1, cross-check; else refute; else say why not."""
+"""`prove_vjp`: trace, normalise at symbolic sizes and sizes 1, cross-check; else refute; else say why not."""
 
 import itertools
 import platform
@@ -23,22 +23,24 @@ PRIMES = (2, 3, 5, 7, 11, 13)
 def prove_vjp(
     fun: Callable[..., Any], reference: Callable[..., Any], *arg_specs: Any, max_seconds: float = 60.0
 ) -> Verdict:
-    """Prove that the reverse rule of `fun` is the adjoint of the derivative of `reference`, and that their values agree.
+    """Prove that the reverse rule of `fun` is the adjoint of the derivative of `reference`.
 
-    `jax.vjp(fun)` is traced as a user would call it; every `custom_vjp` and `custom_jvp` rule in `reference` is forgotten
-    (it may be `fun` itself).  Both are brought to a normal form in exact real arithmetic and compared for all inputs,
-    all seeds and all sizes.  If they are not equal there, a counterexample is sought in rigorous ball arithmetic.
+    `jax.vjp(fun)` is traced as a user would call it; every `custom_vjp` and `custom_jvp` rule in `reference`
+    is forgotten (it may be `fun` itself).  Both are brought to a normal form in exact real arithmetic and
+    compared for all inputs, all seeds and all sizes.  If they are not equal there, a counterexample is sought
+    in rigorous ball arithmetic.
 
     Args:
         fun: the function with the hand-written rule.
         reference: the function that it should be; same arguments, same outputs.
         *arg_specs: one for each argument: a pytree whose leaves are strings such as "f64[n,d]" or
-            `jax.ShapeDtypeStruct`, with integers or dimensions of one `jax.export.symbolic_shape` scope.  Integer
-            arrays ("i32[n]") are inputs without a cotangent.
+            `jax.ShapeDtypeStruct`, with integers or dimensions of one `jax.export.symbolic_shape` scope.
+            Integer arrays ("i32[n]") are inputs without a cotangent.
         max_seconds: the time to spend before answering UNDECIDED.
 
     Returns:
-        A `Certificate` (PROVED), a `Refutation` (REFUTED, with a concrete input) or `Undecided` (with the reason).
+        A `Certificate` (PROVED), a `Refutation` (REFUTED, with a concrete input) or `Undecided` (with the
+        reason).
 
     Raises:
         TypeError: if a specification is not one, or the outputs of the two functions differ in structure.
@@ -56,7 +58,8 @@ def prove_vjp(
         >>> prove_vjp(scaled, scaled, "f64[n]", "f64[n]").verdict
         'PROVED'
 
-    Source: TorchLean, `seqFfnResidual_backpropVec_eq_adjoint_fderiv`, is the theorem in Lean for one such rule.
+    Source: TorchLean, `seqFfnResidual_backpropVec_eq_adjoint_fderiv`, is the theorem in Lean for one such
+        rule.
     """
     with fresh_workspace():
         return _Attempt(fun, reference, arg_specs, max_seconds).run()
@@ -65,7 +68,9 @@ def prove_vjp(
 class _Attempt:
     """One call of `prove_vjp`."""
 
-    def __init__(self, fun: Callable[..., Any], reference: Callable[..., Any], arg_specs: Any, seconds: float) -> None:
+    def __init__(
+        self, fun: Callable[..., Any], reference: Callable[..., Any], arg_specs: Any, seconds: float
+    ) -> None:
         self.started = time.monotonic()
         self.seconds = seconds
         self.problem = Problem(fun, reference, arg_specs)
@@ -110,7 +115,7 @@ class _Attempt:
         sizes = _primes(self.problem.sizes)
         traced = self._trace(sizes)
         checks = []
-        said = {mode: in_field(traced, self.problem.labels, mode) for mode in ("oracle", "group")}  # type: ignore[arg-type]
+        said = {mode: in_field(traced, self.problem.labels, mode) for mode in ("oracle", "group")}
         if all(s == "different" for s in said.values()):
             return self._not_proved("the normal forms agree, but the prime field does not", [])
         checks += [f"prime field, {mode}: {s}" for mode, s in said.items()]
@@ -124,7 +129,9 @@ class _Attempt:
         except FlintMissing as e:
             checks.append(f"balls: {e}")
         if not agreed:
-            return self._undecided(f"the normal forms agree, but no point was found to try them at ({'; '.join(checks)})")
+            return self._undecided(
+                f"the normal forms agree, but no point was found to try them at ({'; '.join(checks)})"
+            )
         return Certificate(
             self.statement,
             tuple(rule),
@@ -204,7 +211,9 @@ def _statement(problem: Problem, fun: Callable[..., Any], reference: Callable[..
         return getattr(f, "__name__", None) or type(f).__name__
 
     same = fun is reference
-    outs = jax.tree.leaves(jax.eval_shape(problem.reference, *jax.tree.unflatten(problem.tree, problem.specs)))
+    outs = jax.tree.leaves(
+        jax.eval_shape(problem.reference, *jax.tree.unflatten(problem.tree, problem.specs))
+    )
     try:
         own = metadata.version("ffn_jax")
     except metadata.PackageNotFoundError:

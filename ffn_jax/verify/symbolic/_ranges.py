@@ -5,8 +5,9 @@
     concatenate   the sum of its padded pieces
     update        y[j] = x[j] (1 - inside(j)) + (padded update)[j],   inside(j) = sum_i [j = i + start]
 
-Deltas of disjoint ranges multiply to zero where they meet, and sums over j eliminate them, so a slice of a concatenation
-is its piece again.  A start that is `length * t` for a loop counter t picks the digit t of the axis split as (blocks, length).
+Deltas of disjoint ranges multiply to zero where they meet, and sums over j eliminate them, so a slice of a
+concatenation is its piece again.  A start that is `length * t` for a loop counter t picks the digit t of the
+axis split as (blocks, length).
 """
 
 from collections.abc import Sequence
@@ -63,7 +64,7 @@ def _range_delta(j: Index, digits: Digits, start: Size) -> Poly:
 
 
 def placed(t: Tensor, axis: int, start: Size, own_size: Size, total: Size) -> Tensor:
-    """t with zeros around it along one axis: its position 0 comes to `start` on an axis of size `total`."""
+    """T with zeros around it along one axis: its position 0 comes to `start` on an axis of size `total`."""
     if own_size == total:
         return t
     if not (no_greater(0, start) and no_greater(start + own_size, total)):
@@ -120,7 +121,9 @@ def dynamic_part(t: Tensor, axis: int, start: Poly, length: Size, total: Size) -
     return _with_axis(t, axis, trail, substitute(t.entry, {lead: (_at(now, blocks),)}))
 
 
-def updated(t: Tensor, update: Tensor, starts: Sequence[Poly], shape: Sequence[Size], own: Sequence[Size]) -> Tensor:
+def updated(
+    t: Tensor, update: Tensor, starts: Sequence[Poly], shape: Sequence[Size], own: Sequence[Size]
+) -> Tensor:
     """`lax.dynamic_update_slice`."""
     inside = ONE
     for axis, (start, length, total) in enumerate(zip(starts, own, shape, strict=True)):

@@ -1,8 +1,8 @@
 """A concrete input at which the rule is provably wrong; and the two tests that every proof has to pass.
 
-Both sides are evaluated at small sizes and small dyadic inputs: in balls, where a disjoint pair refutes the theorem, and
-in a prime field, where a difference forbids a proof.  Side conditions are thereby tried out too: a theorem that holds
-only where nothing is defined finds no point to agree at.
+Both sides are evaluated at small sizes and small dyadic inputs: in balls, where a disjoint pair refutes the
+theorem, and in a prime field, where a difference forbids a proof.  Side conditions are thereby tried out too:
+a theorem that holds only where nothing is defined finds no point to agree at.
 """
 
 import random
@@ -92,7 +92,7 @@ def _texts(x: Array) -> Any:
 
 
 def in_field(traced: Traced, labels: Labels, mode: Mode, seed: int = 0, rule: Any = None) -> str:
-    """"equal", "different", or "not evaluable: ..." at one random point of a random prime field."""
+    """One random point of a random prime field: "equal", "different", or "not evaluable: ..."."""
     reason = "no point found"
     for attempt in range(60):
         try:

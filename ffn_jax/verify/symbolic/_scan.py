@@ -7,7 +7,8 @@ The inputs are read at t, the outputs are stacked over t.  A carry h is understo
     h + c,  c constant      a counter:       init + c t at step t, usable by the other carries
     h (1 - [q = t]) + w(t)  a buffer written block by block:  init (1 - sum_t [q = t]) + sum_t w(t)
 
-where g and w read no carry but invariants and counters.  Other scans are unrolled if they are at most 8 steps long.
+where g and w read no carry but invariants and counters.  Other scans are unrolled if they are at most 8 steps
+long.
 """
 
 from collections.abc import Callable, Sequence
@@ -69,7 +70,9 @@ def _by_steps(
     carried, ys = outs[: len(init)], outs[len(init) :]
     pending = {n for n, hole, seen in zip(names, holes, inside, strict=True) if seen is hole}
     finals = [
-        init[k] if _same(carried[k], inside[k]) and inside[k] is init[k] else _final(names[k], holes[k], inside[k], carried[k], init[k], t, pending)
+        init[k]
+        if _same(carried[k], inside[k]) and inside[k] is init[k]
+        else _final(names[k], holes[k], inside[k], carried[k], init[k], t, pending)
         for k in range(len(init))
     ]
     if any(tensor_names(y.entry) & pending for y in ys):
@@ -87,7 +90,13 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def _resolved(
-    names: list[str], holes: list[Tensor], inside: list[Tensor], outs: list[Tensor], init: Any, t: Index, reverse: bool
+    names: list[str],
+    holes: list[Tensor],
+    inside: list[Tensor],
+    outs: list[Tensor],
+    init: Any,
+    t: Index,
+    reverse: bool,
 ) -> list[Tensor]:
     """What the body sees of each carry, after finding further invariants and counters."""
     known = []
@@ -107,7 +116,9 @@ def _resolved(
     return known
 
 
-def _final(name: str, hole: Tensor, seen: Tensor, out: Tensor, init: Tensor, t: Index, pending: set[str]) -> Tensor:
+def _final(
+    name: str, hole: Tensor, seen: Tensor, out: Tensor, init: Tensor, t: Index, pending: set[str]
+) -> Tensor:
     change = _difference(out, hole if seen is hole else seen)
     reads = tensor_names(change.entry) & pending
     if not reads:
@@ -146,7 +157,8 @@ def _written(name: str, hole: Tensor, change: Tensor, t: Index) -> tuple[Poly, P
 def _unrolled(
     body: Any, consts: Any, init: Sequence[Tensor], xs: Any, length: int, reverse: bool, run: Run
 ) -> list[Tensor]:
-    carry, stacked = list(init), {}
+    carry = list(init)
+    stacked: dict[int, Tensor] = {}
     for step in range(length)[:: -1 if reverse else 1]:
         now = [part(x, 0, step, step + 1, length) for x in xs]
         outs = run(body, [*consts, *carry, *(Tensor(x.axes[1:], x.entry) for x in now)])

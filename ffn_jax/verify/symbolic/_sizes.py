@@ -1,7 +1,8 @@
 """Sizes of axes: integers, or the symbolic dimensions of `jax.export.symbolic_shape`.
 
 A symbolic dimension stands for any integer >= 1.  JAX prints one as an arithmetic expression (`2*n*d + 1`,
-`floordiv(n, 2)`); reading that text back is the one public way to evaluate it, and is all that this module does.
+`floordiv(n, 2)`); reading that text back is the one public way to evaluate it, and is all that this module
+does.
 """
 
 import ast
@@ -32,7 +33,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 
 
 def read_expression(text: str, values: Mapping[str, Any]) -> Any:
-    """The value of a dimension expression, with `values` for its variables (numbers, dimensions, polynomials)."""
+    """The value of a dimension expression, with numbers, dimensions or polynomials for its variables."""
 
     def walk(node: ast.expr) -> Any:
         if isinstance(node, ast.Constant) and isinstance(node.value, int):

@@ -13,7 +13,7 @@ from jax import export
 from ffn_jax.verify._strip import strip_custom_rules
 from ffn_jax.verify.symbolic._sizes import Size, names_of, sizes_set_to, substitute
 
-Spec = jax.ShapeDtypeStruct
+Spec: Any = jax.ShapeDtypeStruct  # Any: its constructor has no types
 _DTYPES = {
     "f64": "float64",
     "f32": "float32",
@@ -41,7 +41,7 @@ def read_specs(arg_specs: Sequence[Any]) -> list[Any]:
                 scope = scope or size.scope
     scope = scope or export.SymbolicScope()
 
-    def read(leaf: Any) -> Spec:
+    def read(leaf: Any) -> Any:
         if isinstance(leaf, str):
             match = _TEXT.fullmatch(leaf)
             if match is None or match[1] not in _DTYPES:
@@ -49,7 +49,8 @@ def read_specs(arg_specs: Sequence[Any]) -> list[Any]:
             return Spec(export.symbolic_shape(match[2], scope=scope), jax.numpy.dtype(_DTYPES[match[1]]))
         if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
             raise TypeError(
-                f"prove_vjp: expected jax.ShapeDtypeStruct or a string such as 'f64[n,d]', got {type(leaf).__name__}"
+                "prove_vjp: expected jax.ShapeDtypeStruct or a string such as 'f64[n,d]', "
+                f"got {type(leaf).__name__}"
             )
         return Spec(leaf.shape, leaf.dtype)
 
@@ -80,8 +81,8 @@ class Traced:
         call: values of `fun`, called plainly.
     """
 
-    args: list[Spec]
-    seeds: list[Spec]
+    args: list[jax.ShapeDtypeStruct]
+    seeds: list[jax.ShapeDtypeStruct]
     rule: Any
     oracle: Any
     primal: Any
@@ -105,12 +106,14 @@ class Labels:
 class Problem:
     """`fun` against `reference` on arguments of the given specifications."""
 
-    def __init__(self, fun: Callable[..., Any], reference: Callable[..., Any], arg_specs: Sequence[Any]) -> None:
+    def __init__(
+        self, fun: Callable[..., Any], reference: Callable[..., Any], arg_specs: Sequence[Any]
+    ) -> None:
         self.fun = fun
         self.reference = strip_custom_rules(reference)
         specs = read_specs(arg_specs)
         with_paths, self.tree = jax.tree_util.tree_flatten_with_path(specs)
-        self.specs: list[Spec] = [leaf for _, leaf in with_paths]
+        self.specs: list[jax.ShapeDtypeStruct] = [leaf for _, leaf in with_paths]
         self.sizes = sorted(set().union(*(names_of(s) for leaf in self.specs for s in leaf.shape)))
         names = _unique(_argument_names(fun, [path for path, _ in with_paths]))
         outputs, self.out_tree = jax.tree_util.tree_flatten_with_path(jax.eval_shape(self.reference, *specs))
@@ -136,10 +139,10 @@ class Problem:
         with sizes_set_to(values):
             return self._traced(args)
 
-    def _traced(self, args: list[Spec]) -> Traced:
+    def _traced(self, args: list[jax.ShapeDtypeStruct]) -> Traced:
         def flat(f: Callable[..., Any], leaves: Sequence[Any]) -> list[Any]:
             out, tree = jax.tree.flatten(f(*jax.tree.unflatten(self.tree, leaves)))
-            if tree != self.out_tree:
+            if str(tree) != str(self.out_tree):
                 raise TypeError(f"prove_vjp: fun returns {tree}, but the reference returns {self.out_tree}")
             return out
 
@@ -181,7 +184,9 @@ def _argument_names(fun: Callable[..., Any], paths: Sequence[Any]) -> list[str]:
     """Names of the arguments' leaves: the parameter's name, and the path inside it."""
     try:
         parameters = [
-            p.name for p in inspect.signature(fun).parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+            p.name
+            for p in inspect.signature(fun).parameters.values()
+            if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
         ]
     except (TypeError, ValueError):
         parameters = []

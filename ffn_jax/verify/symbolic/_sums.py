@@ -1,9 +1,9 @@
 """Substitution of indices, sums over indices, and deltas.
 
-    sum_i c = |i| c                       sum_i [i = j + o] P(i) = P(j + o)        (0 <= j + o < |i| for all j)
-    sum_i sum_j = sum_j sum_i             sum_i P = sum over ranges of i           (ranges that deltas speak of)
-    sum_i P Q = P sum_i Q                 (P free of i)
-    sum_{i,j} F(.., i j, ..) = sum_k F(.., k, ..)    (i always the digit before j)
+sum_i c = |i| c                       sum_i [i = j + o] P(i) = P(j + o)        (0 <= j + o < |i| for all j)
+sum_i sum_j = sum_j sum_i             sum_i P = sum over ranges of i           (ranges that deltas speak of)
+sum_i P Q = P sum_i Q                 (P free of i)
+sum_{i,j} F(.., i j, ..) = sum_k F(.., k, ..)    (i always the digit before j)
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,17 +24,19 @@ from ffn_jax.verify.symbolic._atoms import (
     Step,
     Sum,
     index_of,
-    intern,
 )
 from ffn_jax.verify.symbolic._functions import function, power, step
 from ffn_jax.verify.symbolic._polynomials import ONE, ZERO, Poly, of_atom, product, size_polynomial
 from ffn_jax.verify.symbolic._sizes import Size, is_one, no_greater
 from ffn_jax.verify.symbolic._workspace import Unsupported, workspace
 
-Substitution = Mapping[Index, tuple[Digit, ...]]  # () puts an index to 0, the only position of an axis of size 1
+Substitution = Mapping[
+    Index, tuple[Digit, ...]
+]  # () puts an index to 0, the only position of an axis of size 1
 
 
-# ------------------------------------------------------------------------------------------------- substitution
+# -------------------------------------------------------------------------------------------------
+# substitution
 
 
 def substitute(p: Poly, new: Substitution) -> Poly:
@@ -120,7 +122,8 @@ def _single(axis: Axis) -> Digit:
     return axis[0] if axis else At(None, 0, 1)
 
 
-# ------------------------------------------------------------------------------------------------------- deltas
+# -------------------------------------------------------------------------------------------------------
+# deltas
 
 
 def delta(a: Digit, b: Digit) -> Poly:
@@ -154,7 +157,7 @@ def _compare(a: Size, b: Size) -> Poly:
 
 
 def _eliminated(atom: Delta, i: Index) -> Digit | None:
-    """What i is where the delta is 1, if that position exists for all values of the other index; else None."""
+    """What i is where the delta is 1, if that position exists for every value of the other index."""
     if atom.right is None:
         inside = no_greater(0, atom.offset) and no_greater(atom.offset + 1, i.size)
         return At(None, atom.offset, i.size) if inside else None
@@ -177,7 +180,7 @@ def atoms_within(m: Monomial) -> Iterator[Atom]:
 
 
 def ranges(i: Index, monomials: Iterable[Monomial]) -> list[tuple[Size, Size]]:
-    """The ranges [start, stop) of i on which no delta in the monomials is cut through; [] if they cannot be ordered."""
+    """The ranges [start, stop) of i between the ends that deltas speak of; [] if these cannot be ordered."""
     points: list[Size] = [0, i.size]
     for m in monomials:
         for atom in atoms_within(m):
@@ -201,13 +204,14 @@ def ranges(i: Index, monomials: Iterable[Monomial]) -> list[tuple[Size, Size]]:
 
 
 def restricted(p: Poly, i: Index, start: Size, stop: Size) -> tuple[Poly, Index | None]:
-    """p at the positions start <= i < stop, and the index that runs over them (None: a single position)."""
+    """P at the positions start <= i < stop, and the index that runs over them (None: a single position)."""
     length = stop - start
     part = None if is_one(length) else Index(length)
     return substitute(p, {i: (At(part, start, i.size),)}), part
 
 
-# --------------------------------------------------------------------------------------------------------- sums
+# ---------------------------------------------------------------------------------------------------------
+# sums
 
 
 def sum_over(indices: Iterable[Index], p: Poly) -> Poly:
@@ -273,7 +277,8 @@ def _renamed(m: Monomial, new: Substitution) -> Monomial:
     return next(iter(terms))
 
 
-# Digits that always stand side by side are one digit: sum_{i,j} x[(i,j)] and sum_k x[k] must be the same text.
+# Digits that always stand side by side are one digit: sum_{i,j} x[(i,j)] and sum_k x[k] must be the same
+# text.
 
 
 def _coarsened(bound: list[Index], m: Monomial) -> tuple[list[Index], Monomial]:
@@ -284,7 +289,11 @@ def _coarsened(bound: list[Index], m: Monomial) -> tuple[list[Index], Monomial]:
                 (i, j)
                 for axis in axes
                 for i, j in pairwise(axis)
-                if i in bound and j in bound and isinstance(i, Index) and isinstance(j, Index) and side_by_side(axes, i, j)
+                if i in bound
+                and j in bound
+                and isinstance(i, Index)
+                and isinstance(j, Index)
+                and side_by_side(axes, i, j)
             ),
             None,
         )

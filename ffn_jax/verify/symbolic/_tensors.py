@@ -1,8 +1,8 @@
 """Tensors in index notation: an entry as a polynomial in the indices of the axes.
 
-An axis carries a row of digits, most significant first: one index where nothing was reshaped, none where its size is 1.
-`x.reshape(n, k*c)` of an (n, k, c) tensor keeps the polynomial and puts the digits (k, c) on one axis.  Elementwise
-operations match the digits of their operands, splitting where one side is finer.
+An axis carries a row of digits, most significant first: one index where nothing was reshaped, none where its
+size is 1. `x.reshape(n, k*c)` of an (n, k, c) tensor keeps the polynomial and puts the digits (k, c) on one
+axis.  Elementwise operations match the digits of their operands, splitting where one side is finer.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -60,7 +60,9 @@ def split_digit(t: Tensor, i: Index, sizes: Sequence[Size]) -> tuple[Tensor, lis
     return Tensor(axes, substitute(t.entry, {i: tuple(digits)})), digits
 
 
-def match_axes(a: Tensor, axis_a: int, b: Tensor, axis_b: int) -> tuple[Tensor, Tensor, list[tuple[Index, Index]]]:
+def match_axes(
+    a: Tensor, axis_a: int, b: Tensor, axis_b: int
+) -> tuple[Tensor, Tensor, list[tuple[Index, Index]]]:
     """Both tensors with equal digit sizes on two axes of equal length, and the pairs of equal digits."""
     pairs: list[tuple[Index, Index]] = []
     left, right = list(a.axes[axis_a]), list(b.axes[axis_b])
@@ -103,7 +105,9 @@ def elementwise(op: Callable[[Poly, Poly], Poly], a: Tensor, b: Tensor) -> Tenso
     return Tensor(axes, op(p, q))
 
 
-def contract(a: Tensor, b: Tensor, contracted: Sequence[tuple[int, int]], batch: Sequence[tuple[int, int]]) -> Tensor:
+def contract(
+    a: Tensor, b: Tensor, contracted: Sequence[tuple[int, int]], batch: Sequence[tuple[int, int]]
+) -> Tensor:
     """The product of two tensors, summed over paired axes; axes: batch, rest of a, rest of b."""
     b = renamed(b)
     same: dict[Index, tuple[Index]] = {}

@@ -8,9 +8,9 @@ from typing import Any, Union
 from ffn_jax.verify.symbolic._refute import Counterexample
 
 MEANING = (
-    "for the jaxprs that this version of JAX traces, in exact real arithmetic (casts are the identity, integers do not "
-    "overflow, literals are read as listed), under the side conditions, by a normal-form checker without a proof kernel; "
-    "nothing is said of floating point, NaN or compiled code"
+    "for the jaxprs that this version of JAX traces, in exact real arithmetic (casts are the identity, integers "
+    "do not overflow, literals are read as listed), under the side conditions, by a normal-form checker "
+    "without a proof kernel; nothing is said of floating point, NaN or compiled code"
 )
 
 
@@ -37,8 +37,8 @@ class Statement:
         over = f"for all sizes {', '.join(self.sizes)} >= 1, " if self.sizes else ""
         return (
             f"{over}for all {', '.join(self.args)} and all seeds {', '.join(self.seeds)}:\n"
-            f"    {self.fun} = {self.reference}, and the cotangents of jax.vjp({self.fun}) are the adjoint of the "
-            f"derivative of {self.reference} at these seeds"
+            f"    {self.fun} = {self.reference}, and the cotangents of jax.vjp({self.fun}) are\n"
+            f"    the adjoint of the derivative of {self.reference}, at these seeds"
         )
 
 
@@ -137,7 +137,8 @@ class Refutation:
         c = self.counterexample
         at = f"[{', '.join(map(str, c.index))}]" if c.index else ""
         lines = [f"REFUTED in {self.seconds:.2f} s: {self.statement}"]
-        lines.append(f"At sizes {c.sizes or 'as given'}, {c.equation}{at} is {c.ours}, but it has to be {c.theirs}, for")
+        sizes = ", ".join(f"{n} = {v}" for n, v in c.sizes.items()) or "the sizes as stated"
+        lines.append(f"At {sizes}, the {c.equation}{at} is {c.ours}, but it has to be {c.theirs}, for")
         lines += [f"    {name} = {value}" for name, value in c.point.items()]
         if self.residues:
             lines.append("Left over, in index notation:")

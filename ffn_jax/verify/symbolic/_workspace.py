@@ -1,8 +1,9 @@
 """What one proof writes down while it runs.
 
-A proof interns its atoms (equal atoms are one object), names the tensors it cuts, and collects the side conditions and
-the readings of literals that end up in the certificate.  All of it belongs to one call of `prove_vjp`, which opens a
-fresh workspace and holds a lock, because the tables are shared by every module of this package.
+A proof interns its atoms (equal atoms are one object), names the tensors it cuts, and collects the side
+conditions and the readings of literals that end up in the certificate.  All of it belongs to one call of
+`prove_vjp`, which opens a fresh workspace and holds a lock, because the tables are shared by every module of
+this package.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ from typing import Any
 Side = tuple[str, Any]  # ("nonzero" | "positive" | "off the kink", the polynomial concerned)
 
 
-class Unsupported(Exception):
+class Unsupported(Exception):  # noqa: N818
     """The normal form does not reach this program; the message names what stopped it."""
 
 
