@@ -123,7 +123,8 @@ def _scan(p: Any, ins: list[Any]) -> list[Any]:
         out = body(*consts, *carry, *x)
         return out[:n_carry], out[n_carry:]
 
-    carry, ys = lax.scan(step, init, xs, length=p["length"], reverse=p["reverse"], unroll=p["unroll"])
+    length = None if xs else p["length"]  # which may be a symbolic size, that only arrays may carry
+    carry, ys = lax.scan(step, init, xs, length=length, reverse=p["reverse"], unroll=p["unroll"])
     return [*carry, *ys]
 
 

@@ -324,6 +324,12 @@ class _Evaluator:
     def _concatenate(self, eqn: Any, *pieces: Array) -> list[Array]:
         return [np.concatenate(pieces, axis=eqn.params["dimension"])]
 
+    def _stack(self, eqn: Any, *pieces: Array) -> list[Array]:
+        return [np.stack(pieces, axis=eqn.params["axis"])]
+
+    def _unstack(self, eqn: Any, a: Array) -> list[Array]:
+        return list(np.moveaxis(a, eqn.params["axis"], 0))
+
     def _split(self, eqn: Any, a: Array) -> list[Array]:
         return list(np.split(a, np.cumsum(eqn.params["sizes"])[:-1], axis=eqn.params["axis"]))
 

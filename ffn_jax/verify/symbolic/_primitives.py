@@ -4,6 +4,7 @@ Read over the reals: a change of float format is the identity, an integer does n
 is refused.
 """
 
+import functools
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -15,7 +16,7 @@ from ffn_jax.verify.symbolic import _ranges as ranges
 from ffn_jax.verify.symbolic._atoms import Step
 from ffn_jax.verify.symbolic._functions import HALF, function, power, step
 from ffn_jax.verify.symbolic._polynomials import ONE, ZERO, Poly, as_poly, entry, size_polynomial
-from ffn_jax.verify.symbolic._sizes import is_one
+from ffn_jax.verify.symbolic._sizes import Size, is_one
 from ffn_jax.verify.symbolic._sums import delta, sum_over
 from ffn_jax.verify.symbolic._tensors import (
     Tensor,
@@ -98,7 +99,7 @@ _binary("min", lambda p, q: p - (p - q) * step(p - q))
 
 
 def _comparison(name: str, op: Callable[[Poly, Poly], Poly]) -> None:
-    """The comparison p > q is [p - q > 0]; of integers, [p - q - 1/2 > 0], which has no kink to step around."""
+    """The comparison p > q is [p - q > 0]; of integers, [p - q - 1/2 > 0], which has no kink."""
 
     def apply(eqn: Any, a: Tensor, b: Tensor) -> list[Tensor]:
         floats = jax.numpy.issubdtype(eqn.invars[0].aval.dtype, np.floating)
@@ -301,13 +302,17 @@ def _dim_as_value(eqn: Any, *_: Tensor) -> Tensor:
     return scalar(size_polynomial(eqn.params["dim"]))
 
 
+def _plain(size: Size) -> Size:
+    return int(size) if isinstance(size, np.integer) else size
+
+
 @rule("slice")
 def _slice(eqn: Any, a: Tensor) -> Tensor:
     p = eqn.params
     if p["strides"] is not None and any(s != 1 for s in p["strides"]):
         raise Unsupported("a strided slice")
     for axis, (start, stop) in enumerate(zip(p["start_indices"], p["limit_indices"], strict=True)):
-        a = ranges.part(a, axis, start, stop, eqn.invars[0].aval.shape[axis])
+        a = ranges.part(a, axis, _plain(start), _plain(stop), eqn.invars[0].aval.shape[axis])
     return a
 
 
@@ -316,7 +321,9 @@ def _pad(eqn: Any, a: Tensor, value: Tensor) -> Tensor:
     if not value.entry.is_zero or any(inner for _, _, inner in eqn.params["padding_config"]):
         raise Unsupported("padding with other than zeros around")
     for axis, (low, _, _) in enumerate(eqn.params["padding_config"]):
-        a = ranges.placed(a, axis, low, eqn.invars[0].aval.shape[axis], eqn.outvars[0].aval.shape[axis])
+        a = ranges.placed(
+            a, axis, _plain(low), eqn.invars[0].aval.shape[axis], eqn.outvars[0].aval.shape[axis]
+        )
     return a
 
 
@@ -335,13 +342,28 @@ def _concatenate(eqn: Any, *pieces: Tensor) -> Tensor:
 
 def _split(eqn: Any, a: Tensor) -> list[Tensor]:
     axis, start, out = eqn.params["axis"], 0, []
-    for size in eqn.params["sizes"]:
+    for size in map(_plain, eqn.params["sizes"]):
         out.append(ranges.part(a, axis, start, start + size, eqn.invars[0].aval.shape[axis]))
         start = start + size
     return out
 
 
+def _unstack(eqn: Any, a: Tensor) -> list[Tensor]:
+    axis = eqn.params["axis"]
+    parts = [ranges.part(a, axis, k, k + 1, len(eqn.outvars)) for k in range(len(eqn.outvars))]
+    return [Tensor([own for k, own in enumerate(t.axes) if k != axis], t.entry) for t in parts]
+
+
+@rule("stack")
+def _stack(eqn: Any, *pieces: Tensor) -> Tensor:
+    axis, total = eqn.params["axis"], len(pieces)
+    rows = [Tensor([*t.axes[:axis], (), *t.axes[axis:]], t.entry) for t in pieces]
+    placed = [ranges.placed(t, axis, k, 1, total) for k, t in enumerate(rows)]
+    return functools.reduce(lambda a, b: elementwise(lambda p, q: p + q, a, b), placed)
+
+
 RULES["split"] = _split
+RULES["unstack"] = _unstack
 RULES["optimization_barrier"] = lambda eqn, *ins: list(ins)
 
 

@@ -78,6 +78,7 @@ class _Attempt:
         self.statement = _statement(self.problem, fun, reference)
         self.literals: dict[str, tuple[str, float]] = {}
         self.conditions: dict[str, None] = {}
+        self.general_conditions = 0
 
     def spent(self) -> float:
         return time.monotonic() - self.started
@@ -96,10 +97,21 @@ class _Attempt:
             if general is None:
                 general = _written(found, False), _written(found, True)
             self.literals.update(workspace.literals)
-            self.conditions.update(dict.fromkeys(side_conditions()))
+            self._keep_conditions(fixed)
             shown.append(_where(fixed))
         assert general is not None
         return self._cross_checked(shown, *general)
+
+    def _keep_conditions(self, fixed: dict[str, int]) -> None:
+        """Those of the general instance, and of special ones where they are more than its special cases."""
+        lines, count = side_conditions(), len(workspace.conditions)
+        if not fixed:
+            self.general_conditions = count
+        elif count > self.general_conditions:
+            lines = [f"at {_where(fixed)}: {line}" for line in lines]
+        else:
+            return
+        self.conditions.update(dict.fromkeys(lines))
 
     def _trace(self, fixed: dict[str, int]) -> Traced:
         try:

@@ -8,9 +8,9 @@ from typing import Any, Union
 from ffn_jax.verify.symbolic._refute import Counterexample
 
 MEANING = (
-    "for the jaxprs that this version of JAX traces, in exact real arithmetic (casts are the identity, integers "
-    "do not overflow, literals are read as listed), under the side conditions, by a normal-form checker "
-    "without a proof kernel; nothing is said of floating point, NaN or compiled code"
+    "for the jaxprs that this version of JAX traces, in exact real arithmetic (casts are the identity, "
+    "integers do not overflow, literals are read as listed), under the side conditions, by a normal-form "
+    "checker without a proof kernel; nothing is said of floating point, NaN or compiled code"
 )
 
 
