@@ -1,7 +1,7 @@
 """Powers, elementwise functions and steps of polynomials, brought to one form each.
 
     exp(P) = prod exp(m_i)^c_i               logistic(x) = 1/2 + tanh(x/2)/2        erfc(x) = 1 - erf(x)
-    tanh, erf, sin odd, cos even             1/(1 + exp(-x)) = logistic(x)
+    tanh, erf, sin odd, cos even             (1 + exp(-x))^-k = logistic(x)^k
     (c g P)^r = c^r g^r P^r                  for positive numbers c and sizes g
     [-P > 0] = 1 - [P > 0]                   off P = 0
 
@@ -120,8 +120,8 @@ def power(poly: Poly, r: Rational, *, primitive: bool = False) -> Poly:
     if isinstance(r, int):
         as_logistic = _logistic_factors(poly)
         if as_logistic is not None:
-            factor, argument = as_logistic
-            return power(factor, r) * natural_power(function("logistic", argument), -r)
+            factor, argument, k = as_logistic
+            return power(factor, r) * natural_power(function("logistic", argument), -r * k)
     content = ONE if primitive else _content(poly)
     if content.constant != 1:
         return power(poly * power(content, -1), r, primitive=True) * power(content, r)
@@ -173,24 +173,35 @@ def _factored(n: int) -> dict[int, int]:
     return out
 
 
-def _logistic_factors(poly: Poly) -> tuple[Poly, Poly] | None:
-    """(f, q) with poly = f (1 + exp(-q)) and f a monomial; None if it has no such form."""
-    if len(poly.terms) != 2:
+def _logistic_factors(poly: Poly) -> tuple[Poly, Poly, int] | None:
+    """(f, q, k) with poly = f (1 + exp(-q))^k and f a monomial; None if it has no such form."""
+    k = len(poly.terms) - 1
+    if not 1 <= k <= 4:
         return None
-    (m1, c1), (m2, c2) = sorted(poly.terms.items(), key=lambda t: len(t[0]))
-    if c1 != c2:
+    for first, c1 in poly.terms.items():
+        for second, c2 in poly.terms.items():
+            if second is first or c2 != k * c1:
+                continue
+            ratio = product([*second, *((a, -e) for a, e in first)])
+            q = _minus_logarithm(ratio)
+            if q is None:
+                continue
+            f = Poly({first: c1})
+            if (poly - f * natural_power(ONE + ratio, k)).is_zero:
+                return f, q, k
+    return None
+
+
+def _minus_logarithm(p: Poly) -> Poly | None:
+    """q with p = exp(-q); None if p is not a product of exponentials."""
+    ((m, c),) = p.terms.items()
+    if c != 1 or not all(isinstance(a, Function) and a.name == "exp" for a, _ in m):
         return None
-    exponents: dict[Atom, Rational] = dict(m2)
-    for a, e in m1:
-        exponents[a] = exponents.get(a, 0) - e
     q = ZERO
-    for a, e in exponents.items():
-        if e == 0:
-            continue
-        if not (isinstance(a, Function) and a.name == "exp"):
-            return None
-        q = q - a.argument * e
-    return Poly({m1: c1}), q
+    for a, e in m:
+        if isinstance(a, Function):
+            q = q - a.argument * e
+    return q
 
 
 def function(name: str, p: Poly) -> Poly:

@@ -74,6 +74,15 @@ class Oracle:
         moved = [Tensor(v.axes, derivative(v.entry, directions)) for v in self.values]
         self.pairing = _inner_product(moved, self.seeds)
 
+    def equal(self, rule: object, seconds: float) -> bool:
+        """Whether every equation for the jaxpr of a rule holds; stops at the first that does not."""
+        workspace.deadline = time.monotonic() + seconds
+        outs = interpret(rule, [*self.args, *self.seeds], self.cuts)
+        differences = (_minus(a, b) for a, b in zip(outs, [*self.values, *self.cotangents], strict=True))
+        if not all(vanishes(d.entry, d.indices) for d in differences):
+            return False
+        return vanishes(self.pairing - _inner_product(outs[len(self.values) :], self.tangents), ())
+
     def compare(self, rule: object, call: object | None, seconds: float) -> Normalised:
         """The equations for the jaxpr of a rule (values and cotangents) and of a plain call.
 

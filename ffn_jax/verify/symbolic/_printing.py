@@ -5,6 +5,7 @@ are named anew in every term.
 """
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -58,7 +59,8 @@ def _tensor_name(name: str, tex: bool) -> str:
         return r"\mathrm{pos}" if tex else "position"
     shown = re.sub(r"^@(\d+)$", r"u\1", name.removeprefix("op:"))
     if not tex:
-        return re.sub(r"^(\w+)_bar$|^(y)bar$", lambda m: (m[1] or m[2]) + "\u0304", shown)
+        barred = re.sub(r"^(\w+)_bar$|^(y)bar$", lambda m: (m[1] or m[2]) + "\u0304", shown)
+        return unicodedata.normalize("NFC", barred)
     if (m := re.fullmatch(r"d\((.*)\)", shown)) is not None:
         return r"\dot{" + _tensor_name(m[1], tex) + "}"
     if (m := re.fullmatch(r"(?:(\w+)_bar|(y)bar)", shown)) is not None:
