@@ -15,7 +15,14 @@ from jax.extend import core
 
 Mutation = tuple[int, str]
 _BINARY = {"add": jnp.add, "add_any": jnp.add, "sub": jnp.subtract, "mul": jnp.multiply}
-_UNARY = {"tanh": jnp.sin, "exp": jnp.tanh, "logistic": jnp.tanh, "erfc": lax.erf, "erf": jnp.tanh, "neg": lambda x: x}
+_UNARY = {
+    "tanh": jnp.sin,
+    "exp": jnp.tanh,
+    "logistic": jnp.tanh,
+    "erfc": lax.erf,
+    "erf": jnp.tanh,
+    "neg": lambda x: x,
+}
 _UNARY["square"] = lambda x: x
 _BODIES = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "scan": "jaxpr"}
 
@@ -27,14 +34,18 @@ def _kinds(eqn: Any) -> list[str]:
     kinds = ["doubled", "negated"]
     name = eqn.primitive.name
     if name in _BINARY:
-        kinds += [f"swapped to {other}" for other in ("add", "sub", "mul") if other != name.removesuffix("_any")]
+        kinds += [
+            f"swapped to {other}" for other in ("add", "sub", "mul") if other != name.removesuffix("_any")
+        ]
         kinds += [f"operand {k} alone" for k in (0, 1) if eqn.invars[k].aval.shape == out.shape]
     if name in _UNARY:
         kinds.append("another function")
     kinds += [
         f"literal {k} nudged"
         for k, v in enumerate(eqn.invars)
-        if isinstance(v, core.Literal) and jnp.issubdtype(v.aval.dtype, jnp.floating) and name in (*_BINARY, "div")
+        if isinstance(v, core.Literal)
+        and jnp.issubdtype(v.aval.dtype, jnp.floating)
+        and name in (*_BINARY, "div")
     ]
     return kinds
 
@@ -112,5 +123,3 @@ def _step(eqn: Any, ins: list[Any], mutation: Mutation, counter: list[int]) -> l
         return [*carry, *ys]
     out = eqn.primitive.bind(*ins, **eqn.primitive.get_bind_params(p))
     return list(out) if eqn.primitive.multiple_results else [out]
-
-

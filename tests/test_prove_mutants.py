@@ -16,7 +16,7 @@ RULES = {
     "tape": (tape(ACTIVATIONS["gelu_exact"]), specs("")),
     "chunked": (chunked(ACTIVATIONS["silu"], 2), specs("k*2,")),
 }
-AT_LEAST = {"chunked": 60}
+EVERY = {"gelu": 2, "swiglu": 2, "geglu": 4, "tape": 2, "chunked": 2}  # the slower ones: every k-th mutant
 SECONDS = 1.0
 
 
@@ -27,9 +27,8 @@ def test_no_wrong_mutant_is_proved(name):
     general = problem.traced({})
     sizes = {n: PRIMES[k] for k, n in enumerate(problem.sizes)}
     concrete = problem.traced(sizes)
-    found = mutations(general.rule)
-    assert found == mutations(concrete.rule)
-    assert len(found) >= AT_LEAST.get(name, 40)
+    assert mutations(general.rule) == mutations(concrete.rule)
+    found = mutations(general.rule)[:: EVERY.get(name, 1)]
     noticed = 0
     with fresh_workspace():
         oracle = Oracle(general, problem.labels, True, 30.0)
@@ -46,14 +45,13 @@ def test_no_wrong_mutant_is_proved(name):
                 assert in_balls(concrete, problem.labels, sizes, rule=rule)[0] is None, mutation
             else:
                 noticed += 1
-    print(f"{name}: {noticed} of {len(found)} mutants noticed, the others equal")
     assert noticed >= 0.6 * len(found)  # the others change code whose result is not used
 
 
 def test_there_are_500_mutants():
     total = 0
-    for fun, arg_specs in RULES.values():
-        total += len(mutations(Problem(fun, fun, arg_specs).traced({}).rule))
+    for name, (fun, arg_specs) in RULES.items():
+        total += len(mutations(Problem(fun, fun, arg_specs).traced({}).rule)[:: EVERY.get(name, 1)])
     assert total >= 500
 
 

@@ -65,7 +65,9 @@ def test_chunked_sublayer_is_proved_for_any_size_of_chunks():
     k, d, f = jax.export.symbolic_shape("k, d, f", scope=chunk.scope)
     shapes = [(k * 3, d), (d, f), (f,), (f, d), (d,)]
     fun = chunked(ACTIVATIONS["gelu_exact"], 3)
-    assert_proved(fun, sublayer(ACTIVATIONS["gelu_exact"]), *(jax.ShapeDtypeStruct(s, "float64") for s in shapes))
+    assert_proved(
+        fun, sublayer(ACTIVATIONS["gelu_exact"]), *(jax.ShapeDtypeStruct(s, "float64") for s in shapes)
+    )
 
 
 @pytest.mark.parametrize("name", ["gelu", "gelu_exact", "swiglu"])
@@ -166,7 +168,13 @@ def _broken(what):
         residual = jnp.zeros_like(ybar) if what == "residual dropped" else ybar
         b1_bar = unbroadcast(zbar, b1) * (2.0 if what == "bias doubled" else 1.0)
         h = z if what == "h confused with z" else h
-        return residual + transpose(W1, zbar), weight_bar(x, zbar), b1_bar, weight_bar(h, ybar), unbroadcast(ybar, b2)
+        return (
+            residual + transpose(W1, zbar),
+            weight_bar(x, zbar),
+            b1_bar,
+            weight_bar(h, ybar),
+            unbroadcast(ybar, b2),
+        )
 
     def forward(x, W1, b1, W2, b2):
         z = plus(apply(W1, x), b1)

@@ -66,7 +66,7 @@ def _tensor_name(name: str, tex: bool) -> str:
     if (m := re.fullmatch(r"(?:(\w+)_bar|(y)bar)", shown)) is not None:
         return r"\bar{" + _tensor_name(m[1] or m[2], tex) + "}"
     if (m := re.fullmatch(r"([A-Za-z])(\d+)", shown)) is not None:
-        return f"{m[1]}^{{({m[2]})}}"
+        return f"{m[1]}_{{{m[2]}}}"
     return shown if len(shown) == 1 else r"\mathrm{" + shown.replace("_", r"\_") + "}"
 
 
