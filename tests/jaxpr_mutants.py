@@ -1,7 +1,7 @@
 """Automatic mutants of a jaxpr: one equation is changed, the shapes stay.
 
-A mutation is named by (equation, kind), where the equation is its position in a walk through the program and the programs
-inside it, so that the same mutation can be made in the same program traced at other sizes.
+A mutation is named by (equation, kind), where the equation is its position in a walk through the program and
+the programs inside it, so that the same mutation can be made in the same program traced at other sizes.
 """
 
 from collections.abc import Iterator

@@ -1,14 +1,14 @@
-"""No mutant of a rule is proved while the prime field, which shares no code with the normal form, says different."""
+"""No mutant of a rule is proved while the prime field, which shares no code with it, says different."""
 
 import pytest
+from jaxpr_mutants import mutant, mutations
+from sublayer_for_proofs import ACTIVATIONS, chunked, specs, sublayer, tape
 
 from ffn_jax.verify.symbolic._normalise import Oracle
 from ffn_jax.verify.symbolic._prove import PRIMES
 from ffn_jax.verify.symbolic._refute import in_balls, in_field
 from ffn_jax.verify.symbolic._specs import Problem
 from ffn_jax.verify.symbolic._workspace import Unsupported, fresh_workspace
-from jaxpr_mutants import mutant, mutations
-from sublayer_for_proofs import ACTIVATIONS, chunked, specs, sublayer, tape
 
 RULES = {
     **{name: (sublayer(a), specs("", a.gated)) for name, a in ACTIVATIONS.items()},

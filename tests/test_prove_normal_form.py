@@ -1,4 +1,4 @@
-"""The normal form is faithful: its value is JAX's value, on identities chosen by hand and on random programs."""
+"""The normal form is faithful: its value is JAX's value, on chosen identities and on random programs."""
 
 import math
 import random

@@ -1,9 +1,9 @@
 """The directional derivative of a normal form, by the rules of calculus and nothing of JAX's.
 
-    d(prod a^e) = sum e a^(e-1) da prod(the others)          d sum = sum d
-    d tanh(P) = (1 - tanh(P)^2) dP                           d exp(P) = exp(P) dP
-    d erf(P) = 2/sqrt(pi) exp(-P^2) dP                       d log(P) = dP / P
-    d sin(P) = cos(P) dP,  d cos(P) = -sin(P) dP             d[P > 0] = 0 off the kink P = 0
+d(prod a^e) = sum e a^(e-1) da prod(the others)          d sum = sum d
+d tanh(P) = (1 - tanh(P)^2) dP                           d exp(P) = exp(P) dP
+d erf(P) = 2/sqrt(pi) exp(-P^2) dP                       d log(P) = dP / P
+d sin(P) = cos(P) dP,  d cos(P) = -sin(P) dP             d[P > 0] = 0 off the kink P = 0
 """
 
 from collections.abc import Callable, Mapping
@@ -16,8 +16,9 @@ from ffn_jax.verify.symbolic._polynomials import ONE, ZERO, Poly, irrational, of
 from ffn_jax.verify.symbolic._sums import delta, substitute, sum_over
 from ffn_jax.verify.symbolic._workspace import Unsupported, workspace
 
-
-Direction = Mapping[str, Callable[[tuple[Axis, ...]], Poly]]  # tensor -> how fast its entry at these digits moves
+Direction = Mapping[
+    str, Callable[[tuple[Axis, ...]], Poly]
+]  # tensor -> how fast its entry at these digits moves
 
 
 def along(tangents: Mapping[str, str]) -> Direction:

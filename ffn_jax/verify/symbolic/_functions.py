@@ -193,7 +193,7 @@ def _logistic_factors(poly: Poly) -> tuple[Poly, Poly, int] | None:
 
 
 def _minus_logarithm(p: Poly) -> Poly | None:
-    """q with p = exp(-q); None if p is not a product of exponentials."""
+    """The q with p = exp(-q); None if p is not a product of exponentials."""
     ((m, c),) = p.terms.items()
     if c != 1 or not all(isinstance(a, Function) and a.name == "exp" for a, _ in m):
         return None
@@ -240,8 +240,8 @@ def function(name: str, p: Poly) -> Poly:
     return of_atom(Function(name, p))
 
 
-def step(p: Poly) -> Poly:
-    """[p > 0], with p taken to a leading coefficient of +1 off the kink p = 0."""
+def step(p: Poly, *, kink: bool = True) -> Poly:
+    """[p > 0], with p taken to a leading coefficient of +1 off the kink p = 0, if p can be 0 at all."""
     c = p.constant
     if c is not None:
         return ONE if c > 0 else ZERO
@@ -251,6 +251,7 @@ def step(p: Poly) -> Poly:
         return ZERO
     p = p * power(_content(p), -1)
     if _leading_sign(p) < 0:
-        workspace.assume("off the kink", -p)
+        if kink:
+            workspace.assume("off the kink", -p)
         return ONE - of_atom(Step(-p))
     return of_atom(Step(p))

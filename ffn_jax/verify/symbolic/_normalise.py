@@ -77,15 +77,17 @@ class Oracle:
     def _is_adjoint(self, cotangents: Sequence[Tensor]) -> Poly:
         """Route C: zero, or what is left of the pairing.
 
-        Where the pairing does not come out as 0 = 0, the derivative of <ȳ, f> by each entry of each argument is
-        compared with the cotangent's entry, which is the same statement outside of all sums.
+        Where the pairing does not come out as 0 = 0, the derivative of <ȳ, f> by each entry of each argument
+        is compared with the cotangent's entry, which is the same statement outside of all sums.
         """
         paired = self.pairing - _inner_product(cotangents, self.tangents)
         if vanishes(paired, ()):
             return ZERO
         total = _inner_product(self.values, self.seeds)
         try:
-            for name, k, cotangent in zip(self.labels.own, self.labels.differentiable, cotangents, strict=True):
+            for name, k, cotangent in zip(
+                self.labels.own, self.labels.differentiable, cotangents, strict=True
+            ):
                 place = [new_axis(s) for s in self.traced.args[k].shape]
                 slope = Tensor(place, derivative(total, unit(name, tuple(place))))
                 left = _minus(slope, cotangent)

@@ -98,20 +98,21 @@ _binary("max", lambda p, q: q + (p - q) * step(p - q))
 _binary("min", lambda p, q: p - (p - q) * step(p - q))
 
 
-def _comparison(name: str, op: Callable[[Poly, Poly], Poly]) -> None:
+def _comparison(name: str, op: Callable[[Poly, Poly, bool], Poly]) -> None:
     """The comparison p > q is [p - q > 0]; of integers, [p - q - 1/2 > 0], which has no kink."""
 
     def apply(eqn: Any, a: Tensor, b: Tensor) -> list[Tensor]:
         floats = jax.numpy.issubdtype(eqn.invars[0].aval.dtype, np.floating)
-        return [elementwise(lambda p, q: op(p - q, ZERO if floats else as_poly(HALF)), a, b)]
+        half = ZERO if floats else as_poly(HALF)
+        return [elementwise(lambda p, q: op(p - q, half, bool(floats)), a, b)]
 
     RULES[name] = apply
 
 
-_comparison("gt", lambda d, half: step(d - half))
-_comparison("lt", lambda d, half: step(-d - half))
-_comparison("ge", lambda d, half: ONE - step(-d - half))
-_comparison("le", lambda d, half: ONE - step(d - half))
+_comparison("gt", lambda d, half, kink: step(d - half, kink=kink))
+_comparison("lt", lambda d, half, kink: step(-d - half, kink=kink))
+_comparison("ge", lambda d, half, kink: ONE - step(-d - half, kink=kink))
+_comparison("le", lambda d, half, kink: ONE - step(d - half, kink=kink))
 
 
 @rule("div")

@@ -76,6 +76,7 @@ class Writer:
     def __init__(self, tex: bool = False) -> None:
         self.tex = tex
         self.cuts_seen: list[str] = []
+        self.functions: dict[str, tuple[str, Tensor]] = {}
 
     def poly(self, p: Poly, letters: Letters | None = None) -> str:
         """A polynomial, its shortest terms first."""
@@ -97,12 +98,37 @@ class Writer:
         return left, self.poly(t.entry, letters)
 
     def definitions(self) -> list[tuple[str, str]]:
-        """The equations of the cut tensors that were written so far, and of those that these mention."""
+        """The equations of the intermediates that were written so far, and of those that these mention."""
         out: list[tuple[str, str]] = []
-        for name in self.cuts_seen:  # grows while it is walked
-            axes, value = workspace.cuts[name]
-            out.append(self.equation(name, Tensor(axes, value)))
+        done: set[str] = set()
+        while todo := [(n, t) for n, t in self._intermediates() if n not in done]:
+            for name, tensor in todo:
+                done.add(name)
+                letters = Letters()
+                left = self._entry(name, tensor.axes, letters)
+                ((m, _),) = tensor.entry.terms.items() if name.startswith("t") else (((), 1),)
+                right = self._function(m[0][0], letters) if m else self.poly(tensor.entry, letters)
+                out.append((left, right))
         return out
+
+    def _intermediates(self) -> list[tuple[str, Tensor]]:
+        return [*self.functions.values(), *((name, Tensor(*workspace.cuts[name])) for name in self.cuts_seen)]
+
+    def _named(self, atom: Function, letters: Letters) -> str:
+        """A function of a sum, as an intermediate t0, t1, ... in its free indices."""
+        free = sorted(atom.free, key=lambda i: (str(i.size), i.uid))
+        key = str([str(i.size) for i in free]) + atom.text_under({i: f"%{q}" for q, i in enumerate(free)}, 0)
+        if key not in self.functions:
+            name = f"t{len(self.functions)}"
+            self.functions[key] = name, Tensor([(i,) for i in free], Poly({((atom, 1),): 1}))
+        return self._entry(self.functions[key][0], [(i,) for i in free], letters)
+
+    def _function(self, atom: Atom, letters: Letters) -> str:
+        assert isinstance(atom, Function)
+        head = (
+            atom.name if not self.tex else rf"\{atom.name}" if atom.name != "erf" else r"\operatorname{erf}"
+        )
+        return f"{head}({self.poly(atom.argument, letters)})"
 
     def _term(self, m: Monomial, c: Rational, letters: Letters) -> str:
         numbers = [self._power(a, e, letters) for a, e in m if isinstance(a, Constant | Dimension)]
@@ -126,7 +152,8 @@ class Writer:
         if e == 1:
             return base
         if self.tex:
-            return f"{base}^{{{e}}}"
+            shown = base if isinstance(atom, Constant | Dimension | Sum) else f"{{{base}}}"
+            return f"{shown}^{{{e}}}"
         return f"{base}^{e}" if e.denominator == 1 and e > 0 else f"{base}^({e})"
 
     def _atom(self, atom: Atom, letters: Letters) -> str:
@@ -138,8 +165,9 @@ class Writer:
         if isinstance(atom, Dimension):
             return atom.name
         if isinstance(atom, Function):
-            head = atom.name if not tex else rf"\{atom.name}" if atom.name != "erf" else r"\operatorname{erf}"
-            return f"{head}({self.poly(atom.argument, letters)})"
+            if atom.name != "log" and len(atom.argument.terms) > 1:
+                return self._named(atom, letters)
+            return self._function(atom, letters)
         if isinstance(atom, Base):
             return f"({self.poly(atom.poly, letters)})"
         if isinstance(atom, Step):
@@ -174,6 +202,8 @@ class Writer:
         shown = _tensor_name(name, self.tex)
         if not places:
             return shown
+        if self.tex and re.fullmatch(r"\w_\{\d+\}", shown):  # a name with a subscript of its own
+            return rf"{shown[:-1]},\,{' '.join(places)}}}"
         return f"{shown}_{{{' '.join(places)}}}" if self.tex else f"{shown}[{','.join(places)}]"
 
 

@@ -21,7 +21,7 @@ from ffn_jax.verify.symbolic._ranges import part, placed
 from ffn_jax.verify.symbolic._sizes import is_one
 from ffn_jax.verify.symbolic._sums import substitute, sum_over
 from ffn_jax.verify.symbolic._tensors import Tensor, elementwise, renamed, scalar, variable
-from ffn_jax.verify.symbolic._workspace import OutOfTime, Unsupported
+from ffn_jax.verify.symbolic._workspace import OutOfTime, Unsupported, workspace
 
 Run = Callable[[Any, Sequence[Tensor]], list[Tensor]]
 MAX_UNROLL = 8
@@ -61,7 +61,11 @@ def _by_steps(
     names = [f"carry:{t.uid}:{k}" for k in range(len(init))]
     holes = [variable(name, v.aval.shape) for name, v in zip(names, avals, strict=True)]
     inside = list(holes)  # what the body sees of each carry
+    before = dict(workspace.conditions)
     for _ in range(len(init) + 1):
+        workspace.conditions = dict(
+            before
+        )  # what was assumed of carries that are known by now is of no interest
         outs = run(body, [*consts, *inside, *steps])
         known = _resolved(names, holes, inside, outs, init, t, reverse)
         if all(a is b for a, b in zip(known, inside, strict=True)):
