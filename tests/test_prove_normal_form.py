@@ -249,6 +249,10 @@ EQUAL = {
         lambda x: jnp.concatenate([x[:2], x[2:]]),
         lambda x: x,
     ),
+    "basic indexing": (
+        lambda x: x[1:3] * jnp.stack([x[0], x[3]]),
+        lambda x: jnp.stack([x[1] * x[0], x[2] * x[3]]),
+    ),
     "relu in two ways": (lambda x: jnp.where(x <= 0, 0.0, x), lambda x: x * (x > 0).astype(x.dtype)),
 }
 

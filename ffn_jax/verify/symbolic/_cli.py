@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None, theorems: Sequence[Theorem] = ()) ->
     parser.add_argument("--max-seconds", type=float, default=60.0, help="per theorem")
     parser.add_argument("--json", action="store_true", help="print a user's verdict as JSON")
     options = parser.parse_args(argv)
-    jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_enable_x64", True)  # type: ignore[no-untyped-call]
     if ":" in options.target:
         try:
             fun = _load(options.target)

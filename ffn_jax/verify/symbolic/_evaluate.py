@@ -160,7 +160,7 @@ class _Evaluator:
             return [_map(lambda x: self.domain.function(name, x), ins[0])]
         if name in _SAME:
             return [ins[0]]
-        method = getattr(self, f"_{name}", None)
+        method = getattr(self, f"_{name.replace('-', '_')}", None)
         if method is None:
             raise NotEvaluable(f"the primitive {name!r}")
         try:
@@ -364,6 +364,27 @@ class _Evaluator:
     def _dynamic_update_slice(self, eqn: Any, a: Array, update: Array, *starts: Array) -> list[Array]:
         out = a.copy()
         out[self._block(a.shape, update.shape, starts)] = update
+        return [out]
+
+    def _window(self, indices: Array, axes: Sequence[int], shape: Sequence[int], sizes: Sequence[int]) -> Any:
+        if indices.ndim != 1:
+            raise NotEvaluable("a gather of more than one window")
+        starts = [np.asarray(0, dtype=object)] * len(shape)
+        for k, axis in enumerate(axes):
+            starts[axis] = np.asarray(indices[k], dtype=object)
+        return self._block(shape, sizes, starts)
+
+    def _gather(self, eqn: Any, a: Array, indices: Array) -> list[Array]:
+        numbers = eqn.params["dimension_numbers"]
+        window = a[self._window(indices, numbers.start_index_map, a.shape, eqn.params["slice_sizes"])]
+        return [np.squeeze(window, axis=tuple(numbers.collapsed_slice_dims))]
+
+    def _scatter_add(self, eqn: Any, a: Array, indices: Array, update: Array) -> list[Array]:
+        numbers = eqn.params["dimension_numbers"]
+        update = np.expand_dims(update, tuple(numbers.inserted_window_dims))
+        out = a.copy()
+        place = self._window(indices, numbers.scatter_dims_to_operand_dims, a.shape, update.shape)
+        out[place] = _map(lambda x, y: x + y, out[place], update)
         return [out]
 
     def _optimization_barrier(self, eqn: Any, *ins: Array) -> list[Array]:

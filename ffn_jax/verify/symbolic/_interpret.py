@@ -9,6 +9,7 @@ import numpy as np
 from jax.extend import core
 
 from ffn_jax._compat import is_exp_of_minus_square
+from ffn_jax.verify.symbolic import _indexing as _indexing  # its rules
 from ffn_jax.verify.symbolic._atoms import Index
 from ffn_jax.verify.symbolic._cuts import Cuts
 from ffn_jax.verify.symbolic._functions import function

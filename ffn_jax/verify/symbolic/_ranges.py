@@ -83,9 +83,13 @@ def _loop_counter(start: Poly, length: Size, total: Size) -> tuple[Index, Size] 
     return t, blocks
 
 
-def _constant(start: Poly, length: Size, total: Size) -> int | None:
+def fixed_start(start: Poly, length: Size, total: Size) -> Size | None:
+    """The start as a size, where it is a number, or the last possible one, and the range lies on the axis."""
     value = start.constant
-    if value is None or value.denominator != 1:
+    if value is None:
+        last = total - length
+        return last if no_greater(0, last) and (start - size_polynomial(last)).is_zero else None
+    if value.denominator != 1:
         return None
     inside = no_greater(0, int(value)) and no_greater(int(value) + length, total)
     return int(value) if inside else None
@@ -109,7 +113,7 @@ def dynamic_part(t: Tensor, axis: int, start: Poly, length: Size, total: Size) -
     """`lax.dynamic_slice` along one axis."""
     if length == total:
         return t  # the start is clamped to 0
-    fixed = _constant(start, length, total)
+    fixed = fixed_start(start, length, total)
     if fixed is not None:
         return part(t, axis, fixed, fixed + length, total)
     loop = _loop_counter(start, length, total)
@@ -129,7 +133,7 @@ def updated(
     for axis, (start, length, total) in enumerate(zip(starts, own, shape, strict=True)):
         if length == total:
             continue
-        fixed, loop = _constant(start, length, total), _loop_counter(start, length, total)
+        fixed, loop = fixed_start(start, length, total), _loop_counter(start, length, total)
         if fixed is not None:
             if len(t.axes[axis]) != 1:
                 raise Unsupported("an update of an axis that is split into digits")
