@@ -2,7 +2,7 @@
 
 JAX 0.12 differentiates erf and erfc through a `custom_jvp` function `exp_neg_sq`, an implementation of
 exp(-x^2) that splits x into bits for accuracy.  Read literally, that program is not exp(-x^2) over the reals,
-and has no derivative.
+and has no derivative.  It also describes the operands of `scan` by trees, where earlier versions count them.
 """
 
 import functools
@@ -29,3 +29,11 @@ def _body(shape: tuple[Any, ...], dtype: str) -> str | None:
     derivative = jax.make_jaxpr(lambda x, t: jax.jvp(lax.erf, (x,), (t,))[1])(x, x)
     calls = (e for e in derivative.jaxpr.eqns if e.primitive.name == "custom_jvp_call")
     return next((str(e.params["call_jaxpr"]) for e in calls), None)
+
+
+def scan_operands(params: Any) -> tuple[int, int]:
+    """How many constants and how many carries a `scan` equation has, in this order before its inputs."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()
+    return len(list(consts)), len(list(carry))

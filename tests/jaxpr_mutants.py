@@ -13,6 +13,8 @@ import numpy as np
 from jax import lax
 from jax.extend import core
 
+from ffn_jax._compat import scan_operands
+
 Mutation = tuple[int, str]
 _BINARY = {"add": jnp.add, "add_any": jnp.add, "sub": jnp.subtract, "mul": jnp.multiply}
 _UNARY = {
@@ -112,8 +114,8 @@ def _step(eqn: Any, ins: list[Any], mutation: Mutation, counter: list[int]) -> l
     if name == "scan":
         first = counter[0]
         counter[0] += sum(1 for _ in _walk(p["jaxpr"].jaxpr))
-        consts, n = ins[: p["num_consts"]], p["num_carry"]
-        init, xs = ins[p["num_consts"] : p["num_consts"] + n], ins[p["num_consts"] + n :]
+        m, n = scan_operands(p)
+        consts, init, xs = ins[:m], ins[m : m + n], ins[m + n :]
 
         def step(carry: list[Any], x: list[Any]) -> tuple[list[Any], list[Any]]:
             out = _run(p["jaxpr"], [*consts, *carry, *x], mutation, [first])

@@ -13,7 +13,7 @@ import jax
 from jax import lax
 from jax.extend import core
 
-from ffn_jax._compat import is_exp_of_minus_square
+from ffn_jax._compat import is_exp_of_minus_square, scan_operands
 
 _CUSTOM = {  # primitive -> the parameter that holds the undecorated function
     "custom_jvp_call": "call_jaxpr",
@@ -115,7 +115,7 @@ def _step(eqn: Any, ins: list[Any]) -> list[Any]:
 
 
 def _scan(p: Any, ins: list[Any]) -> list[Any]:
-    n_consts, n_carry = p["num_consts"], p["num_carry"]
+    n_consts, n_carry = scan_operands(p)
     consts, init, xs = ins[:n_consts], ins[n_consts : n_consts + n_carry], ins[n_consts + n_carry :]
     body = _function(p["jaxpr"])
 

@@ -1,7 +1,8 @@
 """`x[..., 0, :]` and `x[4:]` at symbolic sizes: JAX traces them as a gather of one window, and its transpose.
 
 A gather whose indices are one vector s takes the window x[s_0 : s_0 + m_0, s_1 : s_1 + m_1, ...], without the
-axes that are collapsed; the matching scatter-add adds a window to x.  Other gathers (a table look-up) are refused.
+axes that are collapsed; the matching scatter-add adds a window to x.  Other gathers (table look-ups) are
+refused.
 """
 
 from collections.abc import Sequence
