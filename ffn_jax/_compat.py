@@ -31,9 +31,10 @@ def _body(shape: tuple[Any, ...], dtype: str) -> str | None:
     return next((str(e.params["call_jaxpr"]) for e in calls), None)
 
 
-def scan_operands(params: Any) -> tuple[int, int]:
-    """How many constants and how many carries a `scan` equation has, in this order before its inputs."""
+def scan_counts(eqn: Any) -> tuple[int, int]:
+    """The numbers of constants and of carries among the operands of a `scan` equation."""
+    params = eqn.params
     if "num_consts" in params:
         return params["num_consts"], params["num_carry"]
-    consts, carry, _ = params["ft_in"].unpack()
+    consts, carry, _ = params["ft_in"].update(eqn.invars).unpack()
     return len(list(consts)), len(list(carry))

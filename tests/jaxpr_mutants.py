@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 from jax.extend import core
 
-from ffn_jax._compat import scan_operands
+from ffn_jax._compat import scan_counts
 
 Mutation = tuple[int, str]
 _BINARY = {"add": jnp.add, "add_any": jnp.add, "sub": jnp.subtract, "mul": jnp.multiply}
@@ -114,7 +114,7 @@ def _step(eqn: Any, ins: list[Any], mutation: Mutation, counter: list[int]) -> l
     if name == "scan":
         first = counter[0]
         counter[0] += sum(1 for _ in _walk(p["jaxpr"].jaxpr))
-        m, n = scan_operands(p)
+        m, n = scan_counts(eqn)
         consts, init, xs = ins[:m], ins[m : m + n], ins[m + n :]
 
         def step(carry: list[Any], x: list[Any]) -> tuple[list[Any], list[Any]]:

@@ -13,7 +13,7 @@ import jax
 from jax import lax
 from jax.extend import core
 
-from ffn_jax._compat import is_exp_of_minus_square, scan_operands
+from ffn_jax._compat import is_exp_of_minus_square, scan_counts
 
 _CUSTOM = {  # primitive -> the parameter that holds the undecorated function
     "custom_jvp_call": "call_jaxpr",
@@ -105,7 +105,7 @@ def _step(eqn: Any, ins: list[Any]) -> list[Any]:
     if name in _INLINED:
         return _function(p[_INLINED[name]])(*ins)
     if name == "scan":
-        return _scan(p, ins)
+        return _scan(eqn, ins)
     if name == "while":
         return _while(p, ins)
     if name == "cond":
@@ -114,8 +114,9 @@ def _step(eqn: Any, ins: list[Any]) -> list[Any]:
     raise NotImplementedError(f"strip_custom_rules: cannot look inside the primitive {name!r}")
 
 
-def _scan(p: Any, ins: list[Any]) -> list[Any]:
-    n_consts, n_carry = scan_operands(p)
+def _scan(eqn: Any, ins: list[Any]) -> list[Any]:
+    p = eqn.params
+    n_consts, n_carry = scan_counts(eqn)
     consts, init, xs = ins[:n_consts], ins[n_consts : n_consts + n_carry], ins[n_consts + n_carry :]
     body = _function(p["jaxpr"])
 

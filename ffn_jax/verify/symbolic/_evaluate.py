@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.extend import core
 
-from ffn_jax._compat import is_exp_of_minus_square, scan_operands
+from ffn_jax._compat import is_exp_of_minus_square, scan_counts
 from ffn_jax.verify.symbolic._literals import Reading, read_literal
 
 Array = np.ndarray[Any, Any]  # of dtype object
@@ -165,7 +165,12 @@ class _Evaluator:
             raise NotEvaluable(f"the primitive {name!r}")
         try:
             out: list[Array] = method(eqn, *ins)
-        except TypeError as e:
+        except (
+            TypeError,
+            ValueError,
+            AttributeError,
+            IndexError,
+        ) as e:
             raise NotEvaluable(f"the primitive {name!r}: {e}") from None
         return out
 
@@ -398,7 +403,7 @@ class _Evaluator:
 
     def _scan(self, eqn: Any, *ins: Array) -> list[Array]:
         p = eqn.params
-        (n_consts, n_carry), length = scan_operands(p), p["length"]
+        (n_consts, n_carry), length = scan_counts(eqn), p["length"]
         consts, carry, xs = (
             ins[:n_consts],
             list(ins[n_consts : n_consts + n_carry]),

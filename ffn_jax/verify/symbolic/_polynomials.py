@@ -33,7 +33,7 @@ from ffn_jax.verify.symbolic._atoms import (
     monomial_text,
 )
 from ffn_jax.verify.symbolic._sizes import Size, names_of, read_expression
-from ffn_jax.verify.symbolic._workspace import workspace
+from ffn_jax.verify.symbolic._workspace import Unsupported, workspace
 
 Factors = Iterable[tuple[Atom, Rational]]
 
@@ -153,7 +153,10 @@ def size_polynomial(size: Size) -> Poly:
 
 def read_expression_poly(text: str, values: dict[str, Poly]) -> Poly:
     """A dimension expression over polynomials."""
-    return as_poly(read_expression(text, {k: _Powered(v) for k, v in values.items()}))
+    try:
+        return as_poly(read_expression(text, {k: _Powered(v) for k, v in values.items()}))
+    except TypeError:
+        raise Unsupported(f"the size {text} as a number") from None
 
 
 class _Powered(Poly):

@@ -91,6 +91,9 @@ class _Attempt:
                 found = normalise(self._trace(fixed), self.problem.labels, self.seconds - self.spent())
             except (Unsupported, RecursionError) as e:
                 return self._not_proved(f"{_where(fixed)}: {e}", [])
+            except Exception as e:  # no proof, whatever went wrong
+                reason = f"{_where(fixed)}: the prover failed with {type(e).__name__}: {e}"
+                return self._not_proved(reason, [])
             if found.differences:
                 residues = [_residue(d) for d in found.differences]
                 return self._not_proved(f"{_where(fixed)}: the normal forms differ", residues)

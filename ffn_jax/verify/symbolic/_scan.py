@@ -14,7 +14,7 @@ long.
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ffn_jax._compat import scan_operands
+from ffn_jax._compat import scan_counts
 from ffn_jax.verify.symbolic._atoms import Delta, Entry, Index
 from ffn_jax.verify.symbolic._cuts import tensor_names
 from ffn_jax.verify.symbolic._polynomials import ONE, Poly, as_poly, entry, of_atom
@@ -31,7 +31,7 @@ MAX_UNROLL = 8
 def scan(eqn: Any, ins: Sequence[Tensor], run: Run) -> list[Tensor]:
     """The outputs of a scan equation; `run` interprets the body."""
     p = eqn.params
-    (n_consts, n_carry), length = scan_operands(p), p["length"]
+    (n_consts, n_carry), length = scan_counts(eqn), p["length"]
     consts, init, xs = ins[:n_consts], ins[n_consts : n_consts + n_carry], ins[n_consts + n_carry :]
     try:
         return _by_steps(p["jaxpr"], consts, init, xs, length, p["reverse"], run)
