@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from ffn_jax.verify import Refutation, prove_vjp
+from ffn_jax.verify import Refutation, Undecided, prove_vjp
 from ffn_jax.verify.symbolic._atoms import At, Base, Constant, Delta, Dimension, Entry, Function, Step, Sum
 from ffn_jax.verify.symbolic._interpret import interpret
 from ffn_jax.verify.symbolic._literals import read_literal
@@ -262,6 +262,14 @@ def test_identity_is_proved(name):
     f, g = EQUAL[name]
     verdict = prove_vjp(f, g, "f64[4]")
     assert verdict.proved, str(verdict)
+
+
+def test_nothing_is_proved_under_conditions_that_no_input_meets():
+    def nowhere(x):
+        return x + 0.0 / (jnp.sin(x) ** 2 + jnp.cos(x) ** 2 - 1.0)
+
+    verdict = prove_vjp(nowhere, nowhere, "f64[4]")
+    assert isinstance(verdict, Undecided), str(verdict)
 
 
 UNEQUAL = {

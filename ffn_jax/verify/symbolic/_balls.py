@@ -6,7 +6,7 @@ rounding of it, so a difference is never an artefact of how a decimal was rounde
 
 import random
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from ffn_jax.verify.symbolic._evaluate import Array, NotEvaluable
 from ffn_jax.verify.symbolic._literals import Reading
 
 PRECISION = 200  # bits
+Sampling = Literal["signed", "positive", "unit"]  # "unit": between 0 and 1
 
 
 class FlintMissing(Exception):  # noqa: N818
@@ -29,10 +30,12 @@ def _flint() -> Any:
 
 
 class Balls:
-    """The domain of balls."""
+    """The domain of balls; `sampling` says where random inputs lie."""
 
-    def __init__(self) -> None:
+    def __init__(self, sampling: Sampling = "signed") -> None:
         self.flint = _flint()
+        self.signs = (1, -1) if sampling == "signed" else (1,)
+        self.denominators = (4,) if sampling == "unit" else (1, 2, 4)
         self.flint.ctx.prec = PRECISION
 
     def integer(self, n: int) -> Any:
@@ -53,7 +56,7 @@ class Balls:
 
     def sample(self, rng: random.Random) -> Any:
         """A small dyadic number."""
-        return self.flint.arb(rng.choice([-3, -2, -1, 1, 2, 3])) / rng.choice([1, 2, 4])
+        return self.flint.arb(rng.choice(self.signs) * rng.choice((1, 2, 3))) / rng.choice(self.denominators)
 
     def function(self, name: str, x: Any) -> Any:
         """An elementary function, enclosed."""

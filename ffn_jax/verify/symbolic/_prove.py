@@ -140,7 +140,7 @@ class _Attempt:
             if counterexample is not None:
                 return self._refutation(counterexample, [])
             checks.append("balls: " + ("overlap sharply" if sharp else "not evaluable"))
-            agreed = agreed or sharp
+            agreed = sharp
         except FlintMissing as e:
             checks.append(f"balls: {e}")
         if not agreed:

@@ -59,17 +59,20 @@ def sides(traced: Traced, labels: Labels, domain: Domain, rng: random.Random, ru
 
 
 def in_balls(
-    traced: Traced, labels: Labels, sizes: dict[str, int], tries: int = 3, rule: Any = None
+    traced: Traced, labels: Labels, sizes: dict[str, int], tries: int = 6, rule: Any = None
 ) -> tuple[Counterexample | None, bool]:
-    """(a counterexample or None, whether both sides agreed sharply at some point).
+    """(a counterexample or None, whether both sides agreed sharply at two points).
+
+    Points of either sign come first, then positive ones and ones between 0 and 1, for roots and logarithms.
 
     Raises:
         FlintMissing: without python-flint.
     """
-    agreed = False
+    agreed = 0
     for attempt in range(tries):
         try:
-            at = sides(traced, labels, Balls(), random.Random(attempt), rule)
+            domain = Balls(("signed", "positive", "unit")[attempt % 3])
+            at = sides(traced, labels, domain, random.Random(attempt), rule)
         except (NotEvaluable, ZeroDivisionError):
             continue
         for equation, a, b in at.equations:
@@ -77,9 +80,11 @@ def in_balls(
             if i is not None:
                 point = {name: _texts(x) for name, x in at.point.items()}
                 ours, theirs = a[i].str(12), b[i].str(12)
-                return Counterexample(equation, i, ours, theirs, sizes, point), agreed
-        agreed = agreed or all(is_sharp(x) for _, a, b in at.equations for x in (a, b))
-    return None, agreed
+                return Counterexample(equation, i, ours, theirs, sizes, point), False
+        agreed += all(is_sharp(x) for _, a, b in at.equations for x in (a, b))
+        if agreed == 2:
+            break
+    return None, agreed == 2
 
 
 def _texts(x: Array) -> Any:
