@@ -9,6 +9,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "job": ("ffn_jax.demo.job", "run and check MiniLM's feed-forward sublayers (the default)"),
     "check": ("ffn_jax.verify._cli", "check a derivative rule or a linear map of your own, with derived tolerances"),
+    "prove": ("ffn_jax.verify.symbolic._cli", "prove every rule that the package ships, or one of your own"),
 }
 DEFAULT = "job"
 
