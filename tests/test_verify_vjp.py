@@ -58,7 +58,7 @@ class TestRightRules:
         def program(x):
             return x.at[index].add(x[index] ** 2), jnp.sort(x)[1:3], jnp.max(x), jnp.pad(x, 1)
 
-        check_vjp(program, None, X, dtypes=())
+        check_vjp(program, None, X)
 
     def test_process_without_64_bit_types(self):
         with jax.enable_x64(False):

@@ -11,11 +11,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from ffn_jax.verify._bounds._model import Bound, Error, Model, Precision
 
 Rule = Callable[["Context", Sequence[Bound]], list[Bound]]
 RULES: dict[str, Rule] = {}
+_SCATTERS = {"scatter": lax.scatter, "scatter-add": lax.scatter_add}
 
 
 class UnsupportedPrimitiveError(NotImplementedError):
@@ -45,6 +47,10 @@ class Context:
 
     def evaluate(self, *operands: Any, **overrides: Any) -> Any:
         """The equation's primitive on other operands, with its float dtypes at float64."""
+        name = self.eqn.primitive.name
+        if name in _SCATTERS:  # these carry their update as a jaxpr in the dtype of the equation
+            options = {key: value for key, value in self.eqn.params.items() if not key.startswith("update_")}
+            return _SCATTERS[name](*operands, **options)
         params = {key: _widened(key, value) for key, value in self.eqn.params.items()}
         return self.eqn.primitive.bind(*operands, **(params | overrides))
 

@@ -33,16 +33,22 @@ def _contraction(ctx: Context, operands: Sequence[Bound]) -> list[Bound]:
     terms = _contracted_size(ctx)
     p = ctx.precision
     coarse = p.u > Precision.of(jnp.float32).u
-    fresh = ctx.model.accumulation(
-        terms,
-        Precision.of(jnp.float32).u if coarse else p.u,
-        out,
-        lambda: contract(size_a, size_b),
-        lambda: contract(size_a * size_a, size_b * size_b),
-    )
-    parts = [fresh, ctx.model.rounding(jnp.full(out.shape, terms * p.smallest))]
+    u = Precision.of(jnp.float32).u if coarse else p.u
+    parts = [ctx.model.rounding(jnp.full(out.shape, terms * p.smallest))]
     if coarse:
         parts.append(ctx.rounding(out))
+    if not ctx.model.statistical:
+        # γ|A||B| + Ea|B| + |A|Eb + EaEb in two products
+        grown = terms * u / (1 - terms * u) * size_a + ea.total()
+        parts.append(Error(contract(grown, size_b)))
+        if not eb.exact:
+            parts.append(Error(contract(size_a + ea.total(), _full(eb, b))))
+        return [Bound(out, plus(*parts))]
+    parts.append(
+        ctx.model.accumulation(
+            terms, u, out, lambda: contract(size_a, size_b), lambda: contract(size_a * size_a, size_b * size_b)
+        )
+    )
     if not ea.exact:
         parts.append(ctx.model.weighted(ea, size_b, contract))
     if not eb.exact:
@@ -89,7 +95,7 @@ def _sum(ctx: Context, operands: Sequence[Bound]) -> list[Bound]:
     return [Bound(out, plus(ctx.model.summed(e, ctx.evaluate), fresh))]
 
 
-@rule("scatter-add", "scatter_add")
+@rule("scatter-add")
 def _scatter_add(ctx: Context, operands: Sequence[Bound]) -> list[Bound]:
     (x, ex), (index, ei), (updates, eu) = operands
     out = ctx.evaluate(x, index, updates)
