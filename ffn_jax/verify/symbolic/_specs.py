@@ -10,19 +10,11 @@ import jax
 import numpy as np
 from jax import export
 
+from ffn_jax.verify._dtypes import DTYPES
 from ffn_jax.verify._strip import strip_custom_rules
 from ffn_jax.verify.symbolic._sizes import Size, names_of, sizes_set_to, substitute
 
 Spec: Any = jax.ShapeDtypeStruct  # Any: its constructor has no types
-_DTYPES = {
-    "f64": "float64",
-    "f32": "float32",
-    "f16": "float16",
-    "bf16": "bfloat16",
-    "i64": "int64",
-    "i32": "int32",
-    "bool": "bool",
-}
 _TEXT = re.compile(r"\s*(\w+)\s*\[(.*)\]\s*")
 
 
@@ -44,9 +36,9 @@ def read_specs(arg_specs: Sequence[Any]) -> list[Any]:
     def read(leaf: Any) -> Any:
         if isinstance(leaf, str):
             match = _TEXT.fullmatch(leaf)
-            if match is None or match[1] not in _DTYPES:
+            if match is None or match[1] not in DTYPES:
                 raise ValueError(f'prove_vjp: expected a specification such as "f64[n,d]", got {leaf!r}')
-            return Spec(export.symbolic_shape(match[2], scope=scope), jax.numpy.dtype(_DTYPES[match[1]]))
+            return Spec(export.symbolic_shape(match[2], scope=scope), jax.numpy.dtype(DTYPES[match[1]]))
         if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
             raise TypeError(
                 f"prove_vjp: expected jax.ShapeDtypeStruct or a string such as 'f64[n,d]', got {type(leaf).__name__}"
@@ -63,7 +55,7 @@ def is_float(aval: Any) -> bool:
 
 def spec_text(aval: Any) -> str:
     """A shape as it is written in a specification."""
-    short = {v: k for k, v in _DTYPES.items()}.get(str(aval.dtype), str(aval.dtype))
+    short = {v: k for k, v in DTYPES.items()}.get(str(aval.dtype), str(aval.dtype))
     return f"{short}[{', '.join(str(s) for s in aval.shape)}]"
 
 
