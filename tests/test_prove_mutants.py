@@ -1,22 +1,28 @@
 """No mutant of a rule is proved while the prime field, which shares no code with it, says different."""
 
 import pytest
-from sublayer_for_proofs import ACTIVATIONS, chunked, specs, sublayer, tape
+from sublayer_for_proofs import ACTIVATIONS, chunked, specs
 from symbolic_mutants import mutant, mutations
 
+from ffn_jax.verify._theorems import theorems
 from ffn_jax.verify.symbolic._normalise import Oracle
 from ffn_jax.verify.symbolic._prove import PRIMES
 from ffn_jax.verify.symbolic._refute import in_balls, in_field
 from ffn_jax.verify.symbolic._specs import Problem
 from ffn_jax.verify.symbolic._workspace import Unsupported, fresh_workspace
 
-RULES = {
-    **{name: (sublayer(a), specs("", a.gated)) for name, a in ACTIVATIONS.items()},
-    "sequence, x alone": (sublayer(ACTIVATIONS["gelu_exact"], ()), specs("n,")),
-    "tape": (tape(ACTIVATIONS["gelu_exact"]), specs("")),
-    "chunked": (chunked(ACTIVATIONS["silu"], 2), specs("k*2,")),
-}
-EVERY = {"gelu": 2, "swiglu": 2, "geglu": 4, "tape": 2, "chunked": 2}  # the slower ones: every k-th mutant
+# Every shipped rule but two kinds: opaque maps have no values to compare, and a chunked program has other equations at
+# symbolic sizes than at concrete ones; for it stands one whose equations are the same. Of many mutants, evenly chosen.
+RULES = {t.name: (t.fun, t.specs) for t in theorems() if "opaque" not in t.name and "chunks" not in t.name}
+RULES["chunked"] = (chunked(ACTIVATIONS["silu"], 2), specs("k*2,"))
+MOST = 30
+
+
+def chosen(closed):
+    found = mutations(closed)
+    return found[:: max(1, len(found) // MOST)]
+
+
 SECONDS = 1.0
 
 
@@ -28,7 +34,7 @@ def test_no_wrong_mutant_is_proved(name):
     sizes = {n: PRIMES[k] for k, n in enumerate(problem.sizes)}
     concrete = problem.traced(sizes)
     assert mutations(general.rule) == mutations(concrete.rule)
-    found = mutations(general.rule)[:: EVERY.get(name, 1)]
+    found = chosen(general.rule)
     noticed = 0
     with fresh_workspace():
         oracle = Oracle(general, problem.labels, True, 30.0)
@@ -50,12 +56,12 @@ def test_no_wrong_mutant_is_proved(name):
 
 def test_there_are_500_mutants():
     total = 0
-    for name, (fun, arg_specs) in RULES.items():
-        total += len(mutations(Problem(fun, fun, arg_specs).traced({}).rule)[:: EVERY.get(name, 1)])
+    for fun, arg_specs in RULES.values():
+        total += len(chosen(Problem(fun, fun, arg_specs).traced({}).rule))
     assert total >= 500
 
 
-@pytest.mark.parametrize("name", ["gelu", "gelu_exact"])
+@pytest.mark.parametrize("name", ["ffn_residual, gelu", "ffn_residual, gelu_exact"])
 def test_mutants_are_refuted_by_balls(name):
     """Nearly every mutant that is not equal has a rigorous counterexample at the smallest sizes."""
     fun, arg_specs = RULES[name]

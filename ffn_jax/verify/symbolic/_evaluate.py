@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.extend import core
 
-from ffn_jax._compat import is_exp_of_minus_square, scan_counts
+from ffn_jax._compat import is_exp_of_minus_square, open_jaxpr, scan_counts
 from ffn_jax.verify.symbolic._literals import Reading, read_literal
 
 Array = np.ndarray[Any, Any]  # of dtype object
@@ -120,7 +120,7 @@ class _Evaluator:
         self.domain = domain
 
     def run(self, jaxpr: Any, args: Sequence[Array]) -> list[Array]:
-        body, consts = (jaxpr.jaxpr, jaxpr.consts) if isinstance(jaxpr, core.ClosedJaxpr) else (jaxpr, ())
+        body, consts = open_jaxpr(jaxpr)
         env: dict[Any, Array] = {}
 
         def read(v: Any) -> Array:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.extend import core
 
-from ffn_jax._compat import is_exp_of_minus_square
+from ffn_jax._compat import is_exp_of_minus_square, open_jaxpr
 from ffn_jax.verify.symbolic import _indexing as _indexing  # its rules
 from ffn_jax.verify.symbolic._atoms import Index
 from ffn_jax.verify.symbolic._cuts import Cuts
@@ -35,11 +35,6 @@ CALLS = {  # primitive -> the parameter that holds the body
     "custom_vjp_call": "call_jaxpr",
     "custom_vjp_call_jaxpr": "fun_jaxpr",
 }
-
-
-def open_jaxpr(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
-    """(jaxpr, constants) of an open or closed jaxpr."""
-    return (jaxpr.jaxpr, jaxpr.consts) if isinstance(jaxpr, core.ClosedJaxpr) else (jaxpr, ())
 
 
 def constant(value: Any) -> Tensor:

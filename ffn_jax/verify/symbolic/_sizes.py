@@ -12,6 +12,8 @@ import operator
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import jax
+import jax.errors
 from jax import core
 
 from ffn_jax.verify.symbolic._workspace import Unsupported
@@ -87,7 +89,7 @@ def no_greater(a: Size, b: Size) -> bool:
         return a <= b
     try:
         return bool(a <= b)
-    except core.InconclusiveDimensionOperation:
+    except jax.errors.InconclusiveDimensionOperation:
         return False
 
 
