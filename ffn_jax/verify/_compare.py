@@ -30,6 +30,9 @@ from ffn_jax.verify._jaxprs import all_equations
 from ffn_jax.verify._report import Row
 
 _SECOND_ORDER = 1 + 2.0**-6
+# An error analysis runs a few times, so compiling it is most of its cost. The programs themselves are compiled
+# as their users compile them.
+_QUICKLY = {"xla_backend_optimization_level": 0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +105,11 @@ class Comparison:
         with jax.enable_x64(True):
             for gate in gates:
                 lowered += [side.lower(gate.model) for side in (sides[1:] if self.borrowed else sides)]
+        options: list[Any] = [None, None, *[_QUICKLY] * (len(lowered) - 2)]
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # XLA compiles outside the interpreter's lock
-            self._run, self._reference_run, *bounds = pool.map(lambda each: each.compile(), lowered)
+            self._run, self._reference_run, *bounds = pool.map(
+                lambda each, how: each.compile(compiler_options=how), lowered, options
+            )
         # a kernel without known bounds is granted the error of the reference
         width = 1 if self.borrowed else 2
         self._bounds = [(bounds[i], bounds[i + width - 1]) for i in range(0, len(bounds), width)]
