@@ -9,6 +9,7 @@ little: it is counted as loose.
 
 import contextlib
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,8 +31,9 @@ from ffn_jax.verify._jaxprs import all_equations
 from ffn_jax.verify._report import Row
 
 _SECOND_ORDER = 1 + 2.0**-6
-# An error analysis runs a few times, so compiling it is most of its cost. The programs themselves are compiled
-# as their users compile them.
+# On small arrays compiling the error analysis is most of its cost, so it is compiled without optimisation; on large
+# ones that loses more than it saves. The programs themselves are compiled as their users compile them.
+_SMALL = 10_000
 _QUICKLY = {"xla_backend_optimization_level": 0}
 
 
@@ -105,7 +107,8 @@ class Comparison:
         with jax.enable_x64(True):
             for gate in gates:
                 lowered += [side.lower(gate.model) for side in (sides[1:] if self.borrowed else sides)]
-        options: list[Any] = [None, None, *[_QUICKLY] * (len(lowered) - 2)]
+        entries = sum(math.prod(each.shape) for each in jax.tree.leaves(ours.like))
+        options: list[Any] = [None, None, *[_QUICKLY if entries < _SMALL else None] * (len(lowered) - 2)]
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # XLA compiles outside the interpreter's lock
             self._run, self._reference_run, *bounds = pool.map(
                 lambda each, how: each.compile(compiler_options=how), lowered, options
