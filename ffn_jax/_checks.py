@@ -7,7 +7,9 @@ import math
 from typing import Any
 
 import jax
+import jax.export
 import jax.numpy as jnp
+import numpy as np
 
 Shape = tuple[int, ...]
 
@@ -42,14 +44,18 @@ def check_trailing(x: Any, shape: Shape, where: str, name: str) -> None:
         raise ValueError(f"{where}: expected {name} of shape {trailing(shape)}, got {tuple(x.shape)}")
 
 
+def is_size(n: Any) -> bool:
+    """Whether `n` can be an axis' length: an int, or a symbolic dimension of `jax.export`."""
+    integer = isinstance(n, (int, np.integer)) and not isinstance(n, bool)
+    return integer or bool(jax.export.is_symbolic_dim(n))
+
+
 def check_shape(value: Any, where: str, name: str) -> Shape:
-    """A tuple of non-negative ints from `value`, which may also be one int."""
-    shape = (value,) if isinstance(value, int) and not isinstance(value, bool) else value
-    if not isinstance(shape, (tuple, list)) or not all(
-        isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in shape
-    ):
+    """A tuple of lengths >= 0 from `value`, which may also be one length."""
+    shape = (value,) if is_size(value) else value
+    if not isinstance(shape, (tuple, list)) or not all(is_size(n) and n >= 0 for n in shape):
         raise TypeError(f"{where}: expected {name} to be a tuple of non-negative ints, got {value!r}")
-    return tuple(shape)
+    return tuple(int(n) if isinstance(n, np.integer) else n for n in shape)
 
 
 def size(shape: Shape) -> int:

@@ -41,8 +41,9 @@ class Tokens(NamedTuple):
     def split(self, x: "Array") -> "tuple[Array, Array]":
         """`(*tokens, ...)` as whole chunks `(whole, chunk, ...)` and the rest `(rest, ...)`."""
         flat = x.reshape(size(self.shape), *x.shape[len(self.shape) :])
-        cut = self.whole * self.chunk
-        return flat[:cut].reshape(self.whole, self.chunk, *flat.shape[1:]), flat[cut:]
+        cut, end = self.whole * self.chunk, size(self.shape)
+        whole, rest = lax.slice_in_dim(flat, 0, cut), lax.slice_in_dim(flat, cut, end)
+        return whole.reshape(self.whole, self.chunk, *flat.shape[1:]), rest
 
     def join(self, whole: "Array", rest: "Array | None") -> "Array":
         """The inverse of `split`."""

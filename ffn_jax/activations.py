@@ -19,6 +19,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -34,9 +35,10 @@ _SQRT_2_OVER_PI = math.sqrt(2.0 / math.pi)
 _SQRT_HALF = math.sqrt(0.5)
 
 
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Activation:
-    """An activation: callable, hashable, and a pair of functions.
+    """An activation: callable, hashable, and a pair of functions; a pytree without leaves.
 
     Attributes:
       name: what it prints as.
@@ -87,7 +89,6 @@ def activation(value: Value, value_and_derivative: ValueAndDerivative, name: str
     return Activation(name or str(getattr(value, "__name__", "activation")), value, value_and_derivative)
 
 
-@cache
 def gated(base: Activation, name: str | None = None) -> Activation:
     """The gated unit h = σ(z₀) ⊙ z₁ on a hidden of shape (..., 2, d_ff); `gated(relu)` is ReGLU.
 
@@ -100,7 +101,11 @@ def gated(base: Activation, name: str | None = None) -> Activation:
     """
     if not isinstance(base, Activation):
         raise TypeError(f"gated: expected an Activation, got {base!r}")
+    return _gated(base, name)
 
+
+@cache
+def _gated(base: Activation, name: str | None) -> Activation:
     def value(z: "Array") -> "Array":
         return base.value(_gate(z, 0)) * _gate(z, 1)
 

@@ -18,8 +18,9 @@ from ffn_jax._checks import check_floating, check_same_dtype, size, trailing
 from ffn_jax._chunks import Tokens
 from ffn_jax._rule import Config, FFNTape, Params
 from ffn_jax.activations import Activation, gelu
-from ffn_jax.maps import LinearMap, TimeDistributed
+from ffn_jax.maps import LinearMap
 from ffn_jax.maps._function import lift
+from ffn_jax.maps._time_distributed import per_token
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -212,10 +213,12 @@ def _prepare(
     x = _array(x, where, "x")
     A1 = lift(A1, x, where, "A1")
     b1, z = _affine(x, A1, b1, where, 1, "x")
+    A1 = per_token(A1)
     rule, theta = activation_rule(activation, A1.out_shape, x.dtype, where)
     h = jax.eval_shape(rule.value, theta, z)
     A2 = lift(A2, h, where, "A2")
     b2, u = _affine(h, A2, b2, where, 2, f"the hidden {tuple(h.shape)}")
+    A2 = per_token(A2)
     if residual and u.shape != x.shape:
         raise ValueError(
             f"{where}: expected A2.out_shape to bring the output back to x's shape {tuple(x.shape)}, "
@@ -237,14 +240,14 @@ def _affine(x: Any, A: LinearMap, b: Any, where: str, k: int, what: str) -> "tup
         got = f"x of shape {tuple(x.shape)}" if k == 1 else what
         raise ValueError(f"{where}: expected {got} to end in A{k}.in_shape: {trailing(A.in_shape)}")
     out = jax.ShapeDtypeStruct((*x.shape[: x.ndim - n], *A.out_shape), x.dtype)
+    A.check_output(jax.eval_shape(A.apply, x), out, f"{where}: A{k}")
     if b is None:
         return None, out
     b = _array(b, where, f"b{k}")
     check_same_dtype(b, x.dtype, where, f"b{k}", "x")
-    try:
-        fits = np.broadcast_shapes(b.shape, out.shape) == out.shape
-    except ValueError:
-        fits = False
+    fits = b.ndim <= len(out.shape) and all(
+        rows in (n, 1) for rows, n in zip(reversed(b.shape), reversed(out.shape), strict=False)
+    )
     if not fits:
         raise ValueError(
             f"{where}: expected b{k} to broadcast to A{k}'s output of shape {out.shape}, got {tuple(b.shape)}"
@@ -276,11 +279,11 @@ def _check_chunk_size(chunk_size: Any, where: str) -> int | None:
 def _chunked(
     config: Config, x: "Array", h: jax.ShapeDtypeStruct, params: Params, chunk_size: int, where: str
 ) -> tuple[Config, Params]:
-    """The same sublayer in chunks of tokens: shared maps per token, and biases with all their axes."""
-    A1, A2 = _per_token(params.A1), _per_token(params.A2)
+    """The same sublayer in chunks of tokens, biases with all their axes."""
+    if size(x.shape[:-1]) <= chunk_size:
+        return config, params
+    A1, A2 = params.A1, params.A2
     token_axes = x.ndim - len(A1.in_shape), h.ndim - len(A2.in_shape)
-    if x.ndim == len(A1.in_shape) == 1 and token_axes[1] == 0:
-        return config, params  # one token
     for name, A, axes in (("A1", A1, token_axes[0]), ("A2", A2, token_axes[1])):
         if axes < max(1, *token_axes):
             raise ValueError(
@@ -294,10 +297,6 @@ def _chunked(
     b1 = _all_axes(params.b1, len(shape) + len(A1.out_shape))
     b2 = _all_axes(params.b2, len(shape) + len(A2.out_shape))
     return config._replace(tokens=Tokens(shape, chunk_size)), Params(A1, b1, A2, b2, params.theta)
-
-
-def _per_token(A: LinearMap) -> LinearMap:
-    return _per_token(A.map) if isinstance(A, TimeDistributed) else A
 
 
 def _all_axes(b: "Array | None", ndim: int) -> "Array | None":

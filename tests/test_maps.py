@@ -1,5 +1,6 @@
 """Every map, in every dtype and under every transformation, against its matrix in float64."""
 
+import dataclasses
 import functools
 
 import chex
@@ -215,6 +216,28 @@ class TestAlgebra:
         ):
             np.testing.assert_allclose(got.as_matrix(), expected, rtol=1e-14)
             np.testing.assert_allclose(got.T.as_matrix(), expected.T, rtol=1e-14)
+
+    def test_scalars_on_their_way_through_jit(self):
+        A = fj.Dense(jnp.ones((2, 3), "bfloat16"))
+        assert jax.jit(lambda a: (a * A)(jnp.ones(2, "bfloat16")))(0.5).dtype == jnp.bfloat16
+        np.testing.assert_array_equal((A / 4).as_matrix("float32"), jnp.full((3, 2), 0.25, "float32"))
+        assert (A / 4).as_matrix("float32").dtype == A.as_matrix("float32").dtype == jnp.float32
+
+    def test_a_subclass_that_overrides_a_rule_is_called_through_it(self):
+        @jax.tree_util.register_dataclass
+        @dataclasses.dataclass(frozen=True)
+        class Wrong(fj.LinearMap):
+            scale: jax.Array
+            in_shape = out_shape = (2,)
+
+            def apply(self, x):
+                return self.scale * x
+
+            def transpose_apply(self, y):
+                return 10 * self.scale * y
+
+        A, ones = Wrong(jnp.ones(2)), jnp.ones(2)
+        assert jax.grad(lambda x: jnp.sum(A(x)))(ones).tolist() == [10.0, 10.0]
 
     def test_transposing_twice_gives_the_map_itself(self):
         A = fj.linear_map(lambda k, x: jnp.convolve(x, k), 3, params=jnp.ones(2))

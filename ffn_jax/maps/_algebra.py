@@ -6,13 +6,13 @@ and the parameters of a part see what the part sees: in A B x the map B has (x, 
 Each part keeps its own transpose and pullback, so a kernel stays a kernel inside a sum.
 """
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ffn_jax._checks import Shape, is_array, wide
+from ffn_jax._checks import Shape, wide
 from ffn_jax._pytree import pytree_dataclass, static
 from ffn_jax.maps._base import LinearMap
 
@@ -258,15 +258,18 @@ class Scaled(LinearMap):
 
 def scale(factor: "ArrayLike", A: LinearMap) -> Scaled:
     """c A for a real number, or for a scalar array that gradients may reach."""
-    if isinstance(factor, (bool, complex, str)) or not (
-        isinstance(factor, (int, float, np.number)) or (is_array(factor) and np.shape(factor) == ())
-    ):
-        got = f"an array of shape {np.shape(factor)}" if is_array(factor) else repr(factor)
+    factor = factor[()] if isinstance(factor, np.ndarray) and factor.shape == () else factor
+    number = isinstance(factor, (int, float, np.integer, np.floating)) and not isinstance(factor, bool)
+    if not number and not (isinstance(factor, jax.Array) and factor.shape == ()):
+        got = f"an array of shape {np.shape(factor)}" if np.shape(factor) else repr(factor)
         raise TypeError(f"scalar * LinearMap: expected a real number or an array of shape (), got {got}")
     previous = A if isinstance(A, Scaled) else Scaled(A)
-    if isinstance(factor, (int, float, np.number)):
-        return Scaled(previous.map, previous.factor, float(factor) * previous.constant)
+    if number:
+        constant = float(cast("float", factor))
+        return Scaled(previous.map, previous.factor, constant * previous.constant)
     array = jnp.asarray(factor)
+    if array.weak_type and A.dtype is not None and jnp.issubdtype(array.dtype, jnp.floating):
+        array = array.astype(A.dtype)  # a Python number on its way through jit
     if not jnp.issubdtype(array.dtype, jnp.floating) or (A.dtype is not None and array.dtype != A.dtype):
         raise TypeError(f"scalar * LinearMap: expected a scalar of dtype {A.dtype or 'float'}, got {array.dtype}")
     return Scaled(A, array) if previous.factor is not None else Scaled(previous.map, array, previous.constant)

@@ -24,6 +24,7 @@ from ffn_jax._checks import (
     check_floating,
     check_same_dtype,
     check_trailing,
+    is_array,
     is_inexact,
     size,
 )
@@ -77,8 +78,13 @@ class LinearMap:
 
     @property
     def has_rule(self) -> bool:
-        """Whether a part of the map has a hand-written transpose or parameter pullback."""
-        return False
+        """Whether the map, or a part of it, has a hand-written transpose or parameter pullback.
+
+        A subclass that overrides either has; it is then called through them, and JAX never differentiates `apply`.
+        """
+        cls = type(self)
+        by_hand = cls.transpose_apply, cls.params_vjp
+        return by_hand != (LinearMap.transpose_apply, LinearMap.params_vjp)
 
     def apply(self, x: "Array") -> "Array":
         """A x for `x: (*batch, *in_shape)`, in plain JAX and without checks; returns `(*batch, *out_shape)`."""
@@ -108,7 +114,9 @@ class LinearMap:
     def __call__(self, x: "ArrayLike") -> "Array":
         """A x. Raises TypeError or ValueError where `x` has another shape or dtype than the map takes."""
         x = self.check_input(x)
-        return self.call(x)
+        y = self.call(x)
+        self.check_output(y, jax.ShapeDtypeStruct(self._batch(x, self.in_shape) + self.out_shape, x.dtype))
+        return y
 
     def check_input(self, x: Any, where: str | None = None, name: str = "x") -> "Array":
         """`x` as an array, or a TypeError or ValueError that says what the map takes."""
@@ -119,13 +127,22 @@ class LinearMap:
         check_trailing(x, self.in_shape, where, name)
         return x
 
+    def check_output(self, y: Any, expected: jax.ShapeDtypeStruct, where: str | None = None) -> None:
+        """Raises TypeError or ValueError where what `apply` returned is not what the map promises."""
+        where = where or type(self).__name__
+        if not is_array(y) or y.dtype != expected.dtype:
+            got = y.dtype if is_array(y) else type(y).__name__
+            raise TypeError(f"{where}: expected the map to keep the dtype {expected.dtype} of its input, got {got}")
+        if y.shape != expected.shape:
+            raise ValueError(f"{where}: expected the map to return shape {expected.shape}, got {y.shape}")
+
     def call(self, x: "Array") -> "Array":
         """A x without checks, through the hand-written rule where there is one."""
-        return _ruled_call(self, x) if self.has_rule else self.apply(x)
+        return ruled_call(self, x) if self.has_rule else self.apply(x)
 
     def transpose_call(self, y: "Array") -> "Array":
         """Aᵀ y without checks, through the hand-written rule where there is one."""
-        return _ruled_transpose(self, y) if self.has_rule else self.transpose_apply(y)
+        return ruled_transpose(self, y) if self.has_rule else self.transpose_apply(y)
 
     @property
     def T(self) -> "LinearMap":  # noqa: N802
@@ -140,10 +157,10 @@ class LinearMap:
         `vec` is row-major flattening. `dtype` is that of the result, by default the map's own, or else
         JAX's default float. Meant for small maps and tests: it applies the map to a whole basis.
         """
-        dtype = self.dtype or dtype or jnp.result_type(float)
+        dtype = dtype or self.dtype or jnp.result_type(float)
         n = size(self.in_shape)
-        columns = self.apply(jnp.eye(n, dtype=dtype).reshape(n, *self.in_shape))
-        return columns.reshape(n, size(self.out_shape)).T
+        columns = self.apply(jnp.eye(n, dtype=self.dtype or dtype).reshape(n, *self.in_shape))
+        return columns.reshape(n, size(self.out_shape)).T.astype(dtype)
 
     # ------------------------------------------------------------------------------- algebra
 
@@ -172,6 +189,9 @@ class LinearMap:
 
     __rmul__ = __mul__
 
+    def __truediv__(self, divisor: "ArrayLike") -> "LinearMap":
+        return self * (1.0 / divisor)
+
     # ------------------------------------------------------------------------------- helpers of subclasses
 
     def _batch(self, value: "Array", shape: Shape) -> Shape:
@@ -198,11 +218,15 @@ def transpose_of(fun: Any, x: jax.ShapeDtypeStruct, where: str) -> Any:
     def apply_transpose(y: "Array") -> "Array":
         try:
             return transpose(y)[0]
-        except (AssertionError, NotImplementedError) as error:
+        except (AssertionError, NotImplementedError, TypeError, ValueError) as error:
+            failure = error
+        try:  # a custom_vjp inside has no transpose, but a rule: the derivative of a linear map is itself
+            return jax.vjp(fun, jnp.zeros(x.shape, x.dtype))[1](y)[0]
+        except (AssertionError, NotImplementedError, TypeError, ValueError):
             raise ValueError(
                 f"{where}: expected a function that is linear in x, got one that jax.linear_transpose "
-                f"cannot transpose ({type(error).__name__}: {error}); if it is linear, give transpose="
-            ) from error
+                f"cannot transpose ({type(failure).__name__}: {failure}); if it is linear, give transpose="
+            ) from failure
 
     return apply_transpose
 
@@ -219,20 +243,22 @@ def cast_like(primal: Any, cotangent: Any) -> Any:
 
 
 @jax.custom_vjp
-def _ruled_call(A: LinearMap, x: "Array") -> "Array":
+def ruled_call(A: LinearMap, x: "Array") -> "Array":
+    """A x, whose reverse rule is A's own transpose and pullback."""
     return A.apply(x)
 
 
 @jax.custom_vjp
-def _ruled_transpose(A: LinearMap, y: "Array") -> "Array":
+def ruled_transpose(A: LinearMap, y: "Array") -> "Array":
+    """Aᵀ y, whose reverse rule is A itself and its pullback with the roles swapped."""
     return A.transpose_apply(y)
 
 
-_ruled_call.defvjp(
-    lambda A, x: (_ruled_call(A, x), (A, x)),
-    lambda res, ybar: (cast_like(res[0], res[0].params_vjp(res[1], ybar)), _ruled_transpose(res[0], ybar)),
+ruled_call.defvjp(
+    lambda A, x: (ruled_call(A, x), (A, x)),
+    lambda res, ybar: (cast_like(res[0], res[0].params_vjp(res[1], ybar)), ruled_transpose(res[0], ybar)),
 )
-_ruled_transpose.defvjp(
-    lambda A, y: (_ruled_transpose(A, y), (A, y)),
-    lambda res, xbar: (cast_like(res[0], res[0].params_vjp(xbar, res[1])), _ruled_call(res[0], xbar)),
+ruled_transpose.defvjp(
+    lambda A, y: (ruled_transpose(A, y), (A, y)),
+    lambda res, xbar: (cast_like(res[0], res[0].params_vjp(xbar, res[1])), ruled_call(res[0], xbar)),
 )

@@ -6,6 +6,7 @@ Different blocks are applied one by one to slices of the axis. Equal blocks may 
 arrays carry the blocks on a leading axis; the axis then becomes one more batch axis of a batched product.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
@@ -36,9 +37,9 @@ class BlockDiagonal(LinearMap):
       ValueError: no blocks, a block whose shapes are not one axis, or leaves without a common leading axis.
 
     >>> import jax.numpy as jnp, ffn_jax as fj
-    >>> fj.BlockDiagonal([fj.Dense(jnp.ones((2, 3))), fj.Dense(jnp.ones((1, 1)))])
+    >>> fj.BlockDiagonal([fj.Dense(jnp.ones((2, 3), "float32")), fj.Dense(jnp.ones((1, 1), "float32"))])
     BlockDiagonal((3,) -> (4,), float32, 2 blocks)
-    >>> fj.BlockDiagonal(fj.Dense(jnp.ones((8, 2, 3))))
+    >>> fj.BlockDiagonal(fj.Dense(jnp.ones((8, 2, 3), "float32")))
     BlockDiagonal((16,) -> (24,), float32, 8 stacked blocks)
     """
 
@@ -76,18 +77,18 @@ class BlockDiagonal(LinearMap):
     def num_blocks(self) -> int:
         """How many blocks."""
         if isinstance(self.maps, LinearMap):
-            return int(np.shape(jax.tree.leaves(self.maps)[0])[0])
+            return np.shape(jax.tree.leaves(self.maps)[0])[0]
         return len(self.maps)
 
     @property
     def in_shape(self) -> Shape:
         """`(Σ in_j,)`."""
-        return (sum(self._sizes(lambda A: A.in_shape)),)
+        return (self._total(lambda A: A.in_shape),)
 
     @property
     def out_shape(self) -> Shape:
         """`(Σ out_j,)`."""
-        return (sum(self._sizes(lambda A: A.out_shape)),)
+        return (self._total(lambda A: A.out_shape),)
 
     @property
     def dtype(self) -> Any:
@@ -131,16 +132,17 @@ class BlockDiagonal(LinearMap):
         """One block of the stack, abstractly."""
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf)[1:], leaf.dtype), self.maps)
 
-    def _sizes(self, shape: Callable[[LinearMap], Shape]) -> list[int]:
+    def _total(self, shape: Callable[[LinearMap], Shape]) -> int:
         if isinstance(self.maps, LinearMap):
-            return [shape(self._block)[0]] * self.num_blocks
-        return [shape(A)[0] for A in self.maps]
+            return self.num_blocks * shape(self._block)[0]
+        return sum(shape(A)[0] for A in self.maps)
 
     def _split(self, x: "Array", shape: Callable[[LinearMap], Shape]) -> Any:
         """Stacked: `(*batch, blocks, n)`; else a list of `(*batch, n_j)`."""
         if isinstance(self.maps, LinearMap):
             return x.reshape(*x.shape[:-1], self.num_blocks, shape(self._block)[0])
-        return jnp.split(x, np.cumsum(self._sizes(shape))[:-1].tolist(), axis=-1)
+        ends = list(itertools.accumulate(shape(A)[0] for A in self.maps))
+        return jnp.split(x, ends[:-1], axis=-1)
 
     def _blockwise(self, step: Any, shape: Callable[[LinearMap], Shape], x: "Array") -> "Array":
         blocks = self._split(x, shape)

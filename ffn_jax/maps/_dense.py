@@ -10,7 +10,7 @@ cotangent comes out in the weight's own layout. Half-precision products accumula
 """
 
 import dataclasses
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import jax.numpy as jnp
 import numpy as np
@@ -79,6 +79,11 @@ class Dense(LinearMap):
         return self.weight.dtype
 
     @property
+    def has_rule(self) -> bool:
+        """No: apply is one product, and its derivatives by JAX are as good."""
+        return False
+
+    @property
     def _in_axes(self) -> tuple[int, ...]:
         start = 0 if self.layout == "in_out" else self.weight.ndim - self.in_ndim
         return tuple(range(start, start + self.in_ndim))
@@ -111,10 +116,11 @@ class Dense(LinearMap):
         """The transpose: the same weight, read in the other layout."""
         return Dense(self.weight, len(self._out_axes), "out_in" if self.layout == "in_out" else "in_out")
 
-    def as_matrix(self, dtype: object = None) -> "Array":
+    def as_matrix(self, dtype: Any = None) -> "Array":
         """The matrix `(prod(out_shape), prod(in_shape))`; of an "out_in" weight a plain reshape."""
         m, n = size(self.out_shape), size(self.in_shape)
-        return self.weight.reshape(m, n) if self.layout == "out_in" else self.weight.reshape(n, m).T
+        matrix = self.weight.reshape(m, n) if self.layout == "out_in" else self.weight.reshape(n, m).T
+        return matrix.astype(dtype or self.dtype)
 
     def _details(self) -> str:
         return f", {self.dtype}, {self.layout}" if hasattr(self.weight, "dtype") else ""

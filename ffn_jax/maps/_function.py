@@ -21,6 +21,7 @@ from ffn_jax._checks import (
     is_inexact,
     size,
 )
+from ffn_jax._compat import evaluate_with_consts
 from ffn_jax._pytree import pytree_dataclass, static
 from ffn_jax.maps._base import LinearMap
 from ffn_jax.maps._linearity import Kind, classify
@@ -81,8 +82,8 @@ class FunctionMap(LinearMap):
         """params_vjp(params, x, ȳ) summed over the batch if given, else `jax.vjp` of apply in params."""
         if self.functions.params_vjp is None:
             return super().params_vjp(x, ybar)
-        flat_x = x.reshape(-1 if x.size else 0, *self.in_shape)
-        flat_ybar = ybar.reshape(flat_x.shape[0], *self.out_shape)
+        n = size(self._batch(x, self.in_shape))
+        flat_x, flat_ybar = x.reshape(n, *self.in_shape), ybar.reshape(n, *self.out_shape)
         if self.functions.batched:
             bars = self.functions.params_vjp(self.params, flat_x, flat_ybar)
         else:
@@ -91,7 +92,7 @@ class FunctionMap(LinearMap):
         return type(self)(bars, self.functions, self.shapes, self.traced_dtype)
 
     def _over_batch(self, step: Any, name: str, x: "Array", in_shape: Shape) -> "Array":
-        batch = tuple(x.shape[: x.ndim - len(in_shape)])
+        batch = self._batch(x, in_shape)
         if self.functions.batched:
             y = step(self.params, x.reshape(size(batch), *in_shape))
             y = y.reshape(*batch, *y.shape[1:])
@@ -198,11 +199,12 @@ def linearize(f: Callable[["Array"], "Array"], x: "Array") -> FunctionMap:
 def lift(f: Any, x: Any, where: str, name: str) -> LinearMap:
     """`f` itself if it is a LinearMap, else the bare callable as a map on the whole array `x`."""
     if isinstance(f, LinearMap):
-        if any(leaf is f for leaf in jax.tree.leaves(f)):
-            raise TypeError(
-                f"{where}: expected {name} to be a pytree, but {type(f).__name__} is not registered: "
-                "decorate it with jax.tree_util.register_dataclass"
-            )
+        for leaf in jax.tree.leaves(f):
+            if isinstance(leaf, LinearMap):
+                raise TypeError(
+                    f"{where}: expected {name} to be a pytree, but {type(leaf).__name__} is not registered: "
+                    "decorate it with jax.tree_util.register_dataclass"
+                )
         return f
     if not callable(f):
         raise TypeError(f"{where}: expected {name} to be a LinearMap or a callable, got {type(f).__name__}")
@@ -273,12 +275,10 @@ def _check_linear(closed: Any, params: Any, x: jax.ShapeDtypeStruct, where: str)
 
 def _lifted(traced: _Traced, params: Any, shapes: tuple[Shape, Shape]) -> FunctionMap:
     """The traced program as a map whose leaves are the arrays that the function closed over, and params."""
-    jaxpr = traced.closed.jaxpr
 
     def apply(leaves: Any, x: "Array") -> "Array":
         consts, inner = leaves
-        closed = jex.ClosedJaxpr(jaxpr, list(consts))
-        return jex.jaxpr_as_fun(closed)(*jax.tree.leaves(inner), x)[0]
+        return evaluate_with_consts(traced.closed, consts, *jax.tree.leaves(inner), x)[0]
 
     return FunctionMap((tuple(traced.closed.consts), params), Functions(apply), shapes, traced.x.dtype)
 
@@ -294,12 +294,17 @@ def _check_rules(
         got = out.shape if is_array(out) else out
         if got != x.shape:
             raise ValueError(f"{where}: expected transpose to return shape {x.shape} for y of {y.shape}, got {got}")
+        if out.dtype != dtype:
+            raise TypeError(f"{where}: expected transpose to keep the dtype {dtype} of its input, got {out.dtype}")
     if functions.params_vjp is not None:
         closed, out = jax.make_jaxpr(functions.params_vjp, return_shape=True)(params, x, y)
         _check_closure(closed, where, "params_vjp")
         expected, got = (jax.tree.map(jnp.shape, tree) for tree in (params, out))
         if expected != got:
             raise ValueError(f"{where}: expected params_vjp to return the shapes of params {expected}, got {got}")
+        for p, c in zip(jax.tree.leaves(params), jax.tree.leaves(out), strict=True):
+            if is_inexact(p) and not jnp.issubdtype(c.dtype, jnp.inexact):
+                raise TypeError(f"{where}: expected params_vjp to return floating cotangents, got {c.dtype}")
 
 
 def _check_closure(closed: Any, where: str, name: str) -> None:

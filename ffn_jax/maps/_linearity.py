@@ -8,7 +8,7 @@ only when called. Here every intermediate value of the traced function is one of
     NONLINEAR   a non-linear function of x          UNKNOWN    reached through a primitive with no rule here
 
 by the rules LINEAR + CONST = AFFINE, CONST · LINEAR = LINEAR, LINEAR · LINEAR = NONLINEAR and so on. Only what
-is certain is rejected: AFFINE and NONLINEAR; an opaque kernel stays UNKNOWN and is taken at its word.
+is visible is rejected, AFFINE and NONLINEAR; an opaque kernel stays UNKNOWN and is taken at its word.
 """
 
 import enum
@@ -20,6 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
+
+from ffn_jax._compat import open_jaxpr, scan_counts
 
 
 class Kind(enum.Enum):
@@ -68,13 +70,17 @@ def join(a: Kind, b: Kind) -> Kind:
 
 def classify(closed: Any, inputs: Sequence[Kind]) -> list[Kind]:
     """The kinds of a closed jaxpr's outputs, given those of its inputs."""
-    return _classify(closed.jaxpr, [_of_constant(c) for c in closed.consts], inputs)
+    jaxpr, consts = open_jaxpr(closed)
+    return _classify(jaxpr, [_of_constant(c) for c in consts], inputs)
 
 
 def _of_constant(value: Any) -> Kind:
-    if isinstance(value, jax.core.Tracer) or not hasattr(value, "dtype"):
+    """ZERO where that is cheap to see: a small array at hand, not a weight, a tracer or a random key."""
+    if isinstance(value, jax.core.Tracer) or np.size(value) > 1024 or not jnp.issubdtype(value.dtype, np.number):
         return CONST
-    return CONST if jnp.issubdtype(value.dtype, jax.dtypes.extended) or np.any(value) else ZERO
+    if isinstance(value, jax.Array) and not value.is_fully_addressable:
+        return CONST
+    return CONST if np.any(np.asarray(value)) else ZERO
 
 
 def _classify(jaxpr: Any, consts: Sequence[Kind], inputs: Sequence[Kind]) -> list[Kind]:
@@ -93,25 +99,23 @@ def _equation(eqn: Any, ins: list[Kind]) -> list[Kind]:
     name, params = eqn.primitive.name, eqn.params
     n_out = len(eqn.outvars)
     if name == "scan":
-        return _scan(params, ins)
+        return _scan(eqn, ins)
     if name == "cond":
         if ins[0] not in _FREE:
             return [NONLINEAR] * n_out
         branches = [classify(branch, ins[1:]) for branch in params["branches"]]
         return [reduce(join, kinds) for kinds in zip(*branches, strict=True)]
     inner = next((params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in params), None)
-    if name not in ("while", "pallas_call") and inner is not None and len(_open(inner).invars) == len(ins):
-        return classify(inner, ins) if hasattr(inner, "consts") else _classify(inner, [], ins)
+    if name not in ("while", "pallas_call") and inner is not None and len(open_jaxpr(inner)[0].invars) == len(ins):
+        return classify(inner, ins)
     return [_primitive(name, params, ins)] * n_out
-
-
-def _open(jaxpr: Any) -> Any:
-    return jaxpr.jaxpr if hasattr(jaxpr, "consts") else jaxpr
 
 
 def _primitive(name: str, params: dict[str, Any], ins: list[Kind]) -> Kind:
     if name == "optimization_barrier" or name in _LINEAR_IN_EVERY_OPERAND:
         return reduce(join, ins)
+    if name == "integer_pow" and params["y"] == 1:
+        return ins[0]
     if name == "convert_element_type":
         keeps = ins[0] in _FREE or jnp.issubdtype(params["new_dtype"], jnp.inexact)
         return ins[0] if keeps else NONLINEAR
@@ -135,11 +139,11 @@ def _primitive(name: str, params: dict[str, Any], ins: list[Kind]) -> Kind:
     return UNKNOWN
 
 
-def _scan(params: dict[str, Any], ins: list[Kind]) -> list[Kind]:
-    n_consts, n_carry = params["num_consts"], params["num_carry"]
+def _scan(eqn: Any, ins: list[Kind]) -> list[Kind]:
+    n_consts, n_carry = scan_counts(eqn)
     consts, carry, xs = ins[:n_consts], ins[n_consts : n_consts + n_carry], ins[n_consts + n_carry :]
     while True:  # kinds only grow, so this ends after a few rounds
-        outs = classify(params["jaxpr"], [*consts, *carry, *xs])
+        outs = classify(eqn.params["jaxpr"], [*consts, *carry, *xs])
         grown = [join(a, b) for a, b in zip(carry, outs[:n_carry], strict=True)]
         if grown == carry:
             return [*carry, *outs[n_carry:]]

@@ -8,10 +8,11 @@ The position axis is one more batch axis of A, so A's own products serve all pos
 from typing import TYPE_CHECKING, Any, Self
 
 import jax
+import numpy as np
 
-from ffn_jax._checks import Shape
+from ffn_jax._checks import Shape, is_size
 from ffn_jax._pytree import pytree_dataclass, static
-from ffn_jax.maps._algebra import expect_map
+from ffn_jax.maps._algebra import Composed, Scaled, Sum, expect_map
 from ffn_jax.maps._base import LinearMap
 
 if TYPE_CHECKING:
@@ -37,7 +38,9 @@ class TimeDistributed(LinearMap):
 
     def __post_init__(self) -> None:
         expect_map(self.map, "TimeDistributed", "map")
-        if not isinstance(self.length, int) or isinstance(self.length, bool):
+        if isinstance(self.length, np.integer):
+            object.__setattr__(self, "length", int(self.length))
+        if not is_size(self.length):
             raise TypeError(f"TimeDistributed: expected length to be an int, got {self.length!r}")
         if self.length < 1:
             raise ValueError(f"TimeDistributed: expected length >= 1, got {self.length}")
@@ -78,3 +81,22 @@ class TimeDistributed(LinearMap):
     def T(self) -> "TimeDistributed":  # noqa: N802
         """I ⊗ Aᵀ."""
         return TimeDistributed(self.map.T, self.length)
+
+
+def per_token(A: LinearMap) -> LinearMap:
+    """The map of one position, where A is shared by positions: its position axes become batch axes.
+
+    >>> import jax.numpy as jnp, ffn_jax as fj
+    >>> per_token(2.0 * fj.TimeDistributed(fj.Dense(jnp.ones((2, 3), "float32")), 4)).in_shape
+    (2,)
+    """
+    if isinstance(A, TimeDistributed):
+        return per_token(A.map)
+    if isinstance(A, Scaled):
+        return Scaled(per_token(A.map), A.factor, A.constant)
+    parts = A.maps if isinstance(A, Sum) else (A.outer, A.inner) if isinstance(A, Composed) else ()
+    alone = [per_token(part) for part in parts]
+    positions = {len(part.in_shape) - len(one.in_shape) for part, one in zip(parts, alone, strict=True)}
+    if len(positions) != 1:
+        return A
+    return Sum(tuple(alone)) if isinstance(A, Sum) else Composed(*alone)

@@ -19,18 +19,7 @@ import jax.numpy as jnp
 from ffn_jax.verify._check_linear_map import check_linear_map
 from ffn_jax.verify._check_vjp import check_vjp
 from ffn_jax.verify._draws import shape_dtype
-
-_DTYPES = {
-    "f64": "float64",
-    "f32": "float32",
-    "f16": "float16",
-    "bf16": "bfloat16",
-    "i64": "int64",
-    "i32": "int32",
-    "i8": "int8",
-    "u32": "uint32",
-    "u8": "uint8",
-}
+from ffn_jax.verify._dtypes import DTYPES
 
 
 def parse_array(text: str) -> Any:
@@ -45,11 +34,11 @@ def parse_array(text: str) -> Any:
     match = re.fullmatch(r"\s*([a-z]+\d*)\s*\[([\d,\s]*)\]\s*", text)
     if match is None:
         raise ValueError(f"got {text!r}, expected a dtype and a shape such as f32[4,8]")
-    name = _DTYPES.get(match[1], match[1])
+    name = DTYPES.get(match[1], match[1])
     try:
         dtype = jnp.dtype(name)
     except TypeError:
-        raise ValueError(f"got dtype {match[1]!r}, expected one of {', '.join(_DTYPES)}") from None
+        raise ValueError(f"got dtype {match[1]!r}, expected one of {', '.join(DTYPES)}") from None
     return shape_dtype([int(size) for size in match[2].replace(" ", "").split(",") if size], dtype)
 
 

@@ -11,8 +11,6 @@ their parameters. For the verifier these fall in three groups:
 from collections.abc import Iterator
 from typing import Any
 
-from jax.extend import core as jex
-
 from ffn_jax._compat import lax_helper, open_jaxpr
 
 CUSTOM_RULES = {
@@ -45,7 +43,7 @@ def inner_jaxprs(eqn: Any) -> Iterator[Any]:
     """Every bare jaxpr among the parameters of an equation."""
     for value in eqn.params.values():
         for item in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(item, jex.ClosedJaxpr | jex.Jaxpr):
+            if hasattr(item, "eqns"):
                 yield open_jaxpr(item)[0]
 
 

@@ -133,7 +133,8 @@ def _scan(eqn: Any, operands: list[Any]) -> list[Any]:
         outs = inner(*consts, *carry, *x)
         return outs[:n_carry], outs[n_carry:]
 
-    last, ys = lax.scan(body, carry, xs, length=params["length"], reverse=params["reverse"], unroll=params["unroll"])
+    length = None if xs else params["length"]  # it may be a symbolic size, which only arrays may carry
+    last, ys = lax.scan(body, carry, xs, length=length, reverse=params["reverse"], unroll=params["unroll"])
     return [*last, *ys]
 
 

@@ -1,0 +1,35 @@
+"""The README is true: its code runs, its numbers are those of committed results, its files exist."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_code_blocks_run():
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert blocks
+    subprocess.run([sys.executable, "-W", "error", "-c", "\n".join(blocks)], check=True, cwd=ROOT)
+
+
+def test_saved_bytes_are_those_of_the_committed_job():
+    job = json.loads((ROOT / "benchmarks" / "results" / "minilm_job.json").read_text())
+    (saved,) = {tuple(row["saved_bytes_per_token"].values()) for row in job["layers"]}
+    table = re.findall(r"^\| (?:`save=|plain autodiff).*\| ([\d,]+) \|$", README, re.MULTILINE)
+    assert [int(n.replace(",", "")) for n in table] == list(saved)
+
+
+def test_files_of_the_architecture_exist():
+    listing = README.split("## How it is made")[1]
+    names = re.findall(r"^      (\S+)  ", listing, re.MULTILINE)
+    assert len(names) >= 8
+    assert all((ROOT / "ffn_jax" / name).exists() for name in names), names
+
+
+def test_the_test_command_is_what_ci_runs():
+    assert "bash .ci/test" in README
+    assert "bash .ci/test" in (ROOT / ".ci" / "run").read_text()
