@@ -117,6 +117,12 @@ class TestReport:
         report = check_vjp(jax.nn.relu, None, X, dtypes=())
         assert sum(row.loose for row in report.rows if row.what == "cotangent") > 0
 
+    @pytest.mark.parametrize(("slope", "right"), [(0.0, True), (0.5, True), (1.0, True), (7.0, False), (-3.0, False)])
+    def test_rule_does_not_widen_its_own_tolerance_at_a_kink(self, slope, right):
+        positive = lambda x: jnp.maximum(x, 0.0)
+        rule = with_rule(positive, lambda x: jnp.where(x == 0, slope, jnp.where(x > 0, 1.0, 0.0)).astype(x.dtype))
+        assert check_vjp(rule, positive, X, raises=False, dtypes=()).ok == right
+
     def test_given_infinities_are_reported(self):
         report = check_vjp(jnp.tanh, None, X.at[0].set(jnp.inf), dtypes=())
         assert any("1 entries that are not finite" in note for note in report.notes)
