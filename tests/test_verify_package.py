@@ -79,3 +79,11 @@ def test_no_false_alarm(number):
     for seed in range(cases):
         report = checker.run(seed, draws=(KINDS[1 + seed % 4],), seeds=1)
         report.raise_if_failed()
+
+
+def test_tape_with_a_seed_on_every_entry():
+    """Without a reference: the tape against itself with its rule stripped."""
+    rng = np.random.default_rng(0)
+    x, W1, b1, W2, b2 = (jnp.asarray(rng.standard_normal(s)) for s in ((4, 3), (3, 5), (5,), (5, 3), (3,)))
+    args = (x, fj.Dense(W1), b1, fj.Dense(W2), b2)
+    check_vjp(lambda *args: (args[0], fj.ffn_residual_tape(*args)), None, *args, dtypes=())
