@@ -61,7 +61,7 @@ def prove_vjp(
     Source: TorchLean, `seqFfnResidual_backpropVec_eq_adjoint_fderiv`, is the theorem in Lean for one such
         rule.
     """
-    with fresh_workspace():
+    with fresh_workspace(), jax.enable_x64(True):  # specifications are in float64, whatever the process runs in
         return _Attempt(fun, reference, arg_specs, max_seconds).run()
 
 
