@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
+from ffn_jax._checks import is_inexact
 from ffn_jax.graph._graph import ruled
 from ffn_jax.graph._nodes import Op
 
@@ -122,8 +123,9 @@ def certify(graph: "Graph", inputs: Mapping[str, Any], max_seconds: float) -> Gr
     known: dict[Any, NodeVerdict] = {}
     verdicts = []
     for entry in graph.entries:
-        node = jax.tree.map(_shape, entry.node)
-        arguments = node.params, tuple(tape[read] for read in entry.reads)
+        # In float64: over the reals the dtype is all one, but literals are read as the reals that they stand for, and
+        # those of a float32 program have been rounded too much to be recognised.
+        arguments = jax.tree.map(_wide_shape, (entry.node.params, tuple(tape[read] for read in entry.reads)))
         general = _symbolic(arguments)
         text = f"{entry.node}({', '.join(entry.reads)})"
         theorems = [(entry.node.op, jax.tree.structure(a), str(jax.tree.leaves(a))) for a in (general, arguments)]
@@ -172,6 +174,11 @@ def _theorem(op: Op, params: Any, values: tuple[Any, ...]) -> tuple[Any, Any, tu
 
 def _shape(value: Any) -> Any:
     return jax.ShapeDtypeStruct(jnp.shape(value), jnp.result_type(value))
+
+
+def _wide_shape(value: Any) -> Any:
+    shape = _shape(value)
+    return jax.ShapeDtypeStruct(shape.shape, jnp.dtype("float64")) if is_inexact(value) else shape
 
 
 def _name(f: Any, name: str, values: int) -> None:
