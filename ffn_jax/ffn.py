@@ -6,19 +6,20 @@ A1 and A2 are any `LinearMap`s, or bare callables on the whole array; σ is any 
 what it is given and says what it does; the equations stand in `ffn_jax._rule`.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ffn_jax import _rule
+from ffn_jax import _fast, _rule
 from ffn_jax._activation_rule import activation_rule
 from ffn_jax._checks import check_floating, check_same_dtype, size, trailing
 from ffn_jax._chunks import Tokens
 from ffn_jax._rule import Config, FFNTape, Params
 from ffn_jax.activations import Activation, gelu
-from ffn_jax.maps import LinearMap
+from ffn_jax.maps import BlockDiagonal, Dense, LinearMap, TimeDistributed
+from ffn_jax.maps._algebra import Composed, Scaled, Sum, Transposed
 from ffn_jax.maps._function import lift
 from ffn_jax.maps._time_distributed import per_token
 
@@ -43,7 +44,7 @@ def ffn_residual(
     *,
     activation: "AnyActivation" = gelu,
     save: "Sequence[str]" = ("hidden_pre",),
-    chunk_size: int | None = None,
+    chunk_size: "int | Literal['none'] | None" = None,
 ) -> "Array":
     """y = x + A2 σ(A1 x + b1) + b2, with a reverse rule that keeps what you choose.
 
@@ -58,7 +59,9 @@ def ffn_residual(
       save: what the backward pass keeps besides x, of "hidden_pre" and "hidden_act"; the rest is computed again.
         `("hidden_pre",)` repeats no matrix product, `()` repeats one and keeps x alone.
       chunk_size: how many tokens (entries of the leading axes) are worked on at a time, so that with `save=()`
-        the hidden tensor never exists whole; need not divide the tokens. None: all at once.
+        the hidden tensor never exists whole; need not divide the tokens. "none": all at once, always. None: chosen
+        by a rule: near 512 from 2048 tokens on, where one CPU device does the work, both maps are products
+        (`Dense` and what is built of it) and no bias varies over the tokens; all at once otherwise.
 
     Returns:
       y, of x's shape and dtype. Half-precision products accumulate in float32, and parameter cotangents are
@@ -92,7 +95,7 @@ def ffn(
     *,
     activation: "AnyActivation" = gelu,
     save: "Sequence[str]" = ("hidden_pre",),
-    chunk_size: int | None = None,
+    chunk_size: "int | Literal['none'] | None" = None,
 ) -> "Array":
     """A2 σ(A1 x + b1) + b2: `ffn_residual` without "x +". A2's output may have another shape than x.
 
@@ -197,7 +200,9 @@ def _sublayer(
     save, chunk_size = _check_save(save, where), _check_chunk_size(chunk_size, where)
     config, x, params, h = _prepare(where, residual, x, A1, b1, A2, b2, activation)
     config = config._replace(save=save)
-    if chunk_size is not None:
+    if chunk_size is None:
+        chunk_size = _chosen_chunk_size(x, h, params)
+    if chunk_size != "none":
         config, params = _chunked(config, x, h, params, chunk_size, where)
     y: Array = _rule.sublayer(config, x, params)
     return y
@@ -266,14 +271,35 @@ def _check_save(save: Any, where: str) -> tuple[str, ...]:
     return tuple(name for name in SAVEABLE if name in save)
 
 
-def _check_chunk_size(chunk_size: Any, where: str) -> int | None:
+def _check_chunk_size(chunk_size: Any, where: str) -> "int | Literal['none'] | None":
     if chunk_size is None:
         return None
+    if isinstance(chunk_size, str) and chunk_size == "none":
+        return "none"
     if isinstance(chunk_size, bool) or not isinstance(chunk_size, (int, np.integer)):
-        raise TypeError(f"{where}: expected chunk_size to be an int (tokens) or None, got {chunk_size!r}")
+        raise TypeError(f"{where}: expected chunk_size to be an int (tokens), 'none' or None, got {chunk_size!r}")
     if chunk_size < 1:
         raise ValueError(f"{where}: expected chunk_size >= 1 (tokens), got {chunk_size}")
     return int(chunk_size)
+
+
+def _chosen_chunk_size(x: "Array", h: jax.ShapeDtypeStruct, params: Params) -> "int | Literal['none']":
+    """What `chunk_size=None` means here; see `ffn_jax._fast`."""
+    A1, b1, A2, b2, _ = params
+    tokens = tuple(x.shape[: x.ndim - len(A1.in_shape)])
+    alone = tokens == tuple(h.shape[: h.ndim - len(A2.in_shape)])
+    shared = all(b is None or b.ndim <= len(A.out_shape) for A, b in ((A1, b1), (A2, b2)))
+    if not (alone and shared and _made_of_products(A1) and _made_of_products(A2)):
+        return "none"
+    return _fast.chunk_size(tokens) or "none"
+
+
+def _made_of_products(A: Any) -> bool:
+    """Whether A is `Dense`, or composed of such by this library's own algebra."""
+    if not isinstance(A, (TimeDistributed, BlockDiagonal, Composed, Sum, Scaled, Transposed)):
+        return isinstance(A, Dense)
+    parts = jax.tree.leaves(A, is_leaf=lambda part: isinstance(part, LinearMap) and part is not A)
+    return all(_made_of_products(part) for part in parts if isinstance(part, LinearMap))
 
 
 def _chunked(

@@ -112,6 +112,7 @@ CASES = {
     "chunk_size negative": (lambda: ffn(chunk_size=-4), ValueError, ["chunk_size >= 1", "-4"]),
     "chunk_size a float": (lambda: ffn(chunk_size=2.0), TypeError, ["chunk_size", "int", "2.0"]),
     "chunk_size a bool": (lambda: ffn(chunk_size=True), TypeError, ["chunk_size", "int", "True"]),
+    "chunk_size another word": (lambda: ffn(chunk_size="all"), TypeError, ["chunk_size", "'none'", "'all'"]),
     "chunks of a map over tokens": (
         lambda: ffn(A1=lambda x: x @ W1, chunk_size=2),
         ValueError,
