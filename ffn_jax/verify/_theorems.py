@@ -60,6 +60,7 @@ def theorems() -> Iterator[Theorem]:
     yield _tape("ffn_residual_tape, seeds on all, gelu", fj.gelu)
     yield _tape("ffn_residual_tape, seeds on all, gelu_exact", fj.gelu_exact)
     yield from _maps()
+    yield from _norms()
     yield _opaque("opaque maps of a sequence, seeds on all, gelu", fj.gelu)
     yield _opaque("opaque maps of a sequence, seeds on all, gelu_exact", fj.gelu_exact)
 
@@ -116,6 +117,18 @@ def _opaque(name: str, activation: fj.Activation) -> Theorem:
         return x, fj.ffn_residual_tape(x, A1, b1, A2, b2, activation=activation)
 
     return Theorem(name, fun, fun, ("f64[n,d]", "f64[n,f]", "f64[n,d]"))
+
+
+# ------------------------------------------------------------------------------------------ the norms
+
+
+def _norms() -> Iterator[Theorem]:
+    """On the domain where variance + eps (mean square + eps) is positive, which the certificates print."""
+    for name, tokens in (("layer_norm", "n,"), ("layer_norm, a token", "")):
+        yield Theorem(name, fj.layer_norm, fj.layer_norm_reference, (f"f64[{tokens}d]", "f64[d]", "f64[d]"))
+    yield Theorem("layer_norm, no scale and bias", fj.layer_norm, fj.layer_norm_reference, ("f64[n,d]",))
+    yield Theorem("rms_norm", fj.rms_norm, fj.rms_norm_reference, ("f64[n,d]", "f64[d]"))
+    yield Theorem("rms_norm, no scale", fj.rms_norm, fj.rms_norm_reference, ("f64[n,d]",))
 
 
 # ------------------------------------------------------------------------------------------ the maps
