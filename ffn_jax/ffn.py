@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ffn_jax import _fast, _rule
-from ffn_jax._activation_rule import activation_rule
-from ffn_jax._checks import check_floating, check_same_dtype, size, trailing
+from ffn_jax._activation_rule import PairRule, activation_rule
+from ffn_jax._blocks import Blocks
+from ffn_jax._checks import check_floating, check_same_dtype, is_size, size, trailing
 from ffn_jax._chunks import Tokens
 from ffn_jax._rule import Config, FFNTape, Params
 from ffn_jax.activations import Activation, gelu
@@ -45,6 +46,7 @@ def ffn_residual(
     activation: "AnyActivation" = gelu,
     save: "Sequence[str]" = ("hidden_pre",),
     chunk_size: "int | Literal['none'] | None" = None,
+    hidden_chunk_size: int | None = None,
 ) -> "Array":
     """y = x + A2 σ(A1 x + b1) + b2, with a reverse rule that keeps what you choose.
 
@@ -62,6 +64,9 @@ def ffn_residual(
         the hidden tensor never exists whole; need not divide the tokens. "none": all at once, always. None: chosen
         by a rule: near 512 from 2048 tokens on, where one CPU device does the work, both maps are products
         (`Dense` and what is built of it) and no bias varies over the tokens; all at once otherwise.
+      hidden_chunk_size: how many hidden features are worked on at a time, a divisor of d_ff; both maps must be
+        `Dense`, the activation an `Activation`. The hidden tensor never exists whole then either, and weight
+        cotangents are written once, not accumulated. None: all at once.
 
     Returns:
       y, of x's shape and dtype. Half-precision products accumulate in float32, and parameter cotangents are
@@ -83,7 +88,7 @@ def ffn_residual(
     >>> jax.jit(jax.grad(loss))(A1, A2)
     Dense((8,) -> (32,), float32, in_out)
     """
-    return _sublayer("ffn_residual", True, x, A1, b1, A2, b2, activation, save, chunk_size)
+    return _sublayer("ffn_residual", True, x, A1, b1, A2, b2, activation, save, chunk_size, hidden_chunk_size)
 
 
 def ffn(
@@ -96,6 +101,7 @@ def ffn(
     activation: "AnyActivation" = gelu,
     save: "Sequence[str]" = ("hidden_pre",),
     chunk_size: "int | Literal['none'] | None" = None,
+    hidden_chunk_size: int | None = None,
 ) -> "Array":
     """A2 σ(A1 x + b1) + b2: `ffn_residual` without "x +". A2's output may have another shape than x.
 
@@ -106,7 +112,7 @@ def ffn(
     >>> fj.ffn(jnp.array([-1.0, 2.0]), A, None, A, None, activation=fj.relu).tolist()
     [0.0, 2.0]
     """
-    return _sublayer("ffn", False, x, A1, b1, A2, b2, activation, save, chunk_size)
+    return _sublayer("ffn", False, x, A1, b1, A2, b2, activation, save, chunk_size, hidden_chunk_size)
 
 
 def ffn_residual_tape(
@@ -196,12 +202,15 @@ def _sublayer(
     activation: Any,
     save: Any,
     chunk_size: Any,
+    hidden_chunk_size: Any,
 ) -> "Array":
     save, chunk_size = _check_save(save, where), _check_chunk_size(chunk_size, where)
     config, x, params, h = _prepare(where, residual, x, A1, b1, A2, b2, activation)
     config = config._replace(save=save)
+    if hidden_chunk_size is not None:
+        config, params = _in_blocks(config, params, hidden_chunk_size, where)
     if chunk_size is None:
-        chunk_size = _chosen_chunk_size(x, h, params)
+        chunk_size = "none" if config.blocks else _chosen_chunk_size(x, h, params)
     if chunk_size != "none":
         config, params = _chunked(config, x, h, params, chunk_size, where)
     y: Array = _rule.sublayer(config, x, params)
@@ -281,6 +290,29 @@ def _check_chunk_size(chunk_size: Any, where: str) -> "int | Literal['none'] | N
     if chunk_size < 1:
         raise ValueError(f"{where}: expected chunk_size >= 1 (tokens), got {chunk_size}")
     return int(chunk_size)
+
+
+def _in_blocks(config: Config, params: Params, features: Any, where: str) -> tuple[Config, Params]:
+    """The same sublayer in blocks of hidden features."""
+    A1, b1, A2, _, _ = params
+    if not is_size(features):
+        raise TypeError(f"{where}: expected hidden_chunk_size to be an int (hidden features) or None, got {features!r}")
+    if not (isinstance(A1, Dense) and isinstance(A2, Dense) and len(A2.in_shape) == 1 and A1.out_shape):
+        raise TypeError(
+            f"{where}: hidden_chunk_size needs Dense maps, A2 of one input axis, got {A1!r} and {A2!r}; "
+            "chunk_size works on any maps that act on each token alone"
+        )
+    if not isinstance(config.activation, PairRule):
+        raise TypeError(
+            f"{where}: hidden_chunk_size needs an activation of each feature alone, an Activation such as fj.gelu; "
+            f"got a plain function: wrap it with ffn_jax.activation(value, value_and_derivative)"
+        )
+    (d_ff,) = A2.in_shape
+    if features < 1 or d_ff % features:
+        raise ValueError(f"{where}: expected hidden_chunk_size to divide d_ff={d_ff}, got {features}")
+    if b1 is not None:  # a bias shared by all features is one for each
+        b1 = jnp.broadcast_to(b1, (*b1.shape[:-1], d_ff))
+    return config._replace(blocks=Blocks(features)), params._replace(b1=b1)
 
 
 def _chosen_chunk_size(x: "Array", h: jax.ShapeDtypeStruct, params: Params) -> "int | Literal['none']":

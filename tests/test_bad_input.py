@@ -113,6 +113,23 @@ CASES = {
     "chunk_size a float": (lambda: ffn(chunk_size=2.0), TypeError, ["chunk_size", "int", "2.0"]),
     "chunk_size a bool": (lambda: ffn(chunk_size=True), TypeError, ["chunk_size", "int", "True"]),
     "chunk_size another word": (lambda: ffn(chunk_size="all"), TypeError, ["chunk_size", "'none'", "'all'"]),
+    "hidden_chunk_size that does not divide": (
+        lambda: ffn(hidden_chunk_size=5),
+        ValueError,
+        ["hidden_chunk_size", "divide", "got 5"],
+    ),
+    "hidden_chunk_size zero": (lambda: ffn(hidden_chunk_size=0), ValueError, ["hidden_chunk_size", "got 0"]),
+    "hidden_chunk_size a float": (lambda: ffn(hidden_chunk_size=2.0), TypeError, ["hidden_chunk_size", "2.0"]),
+    "hidden blocks of a general map": (
+        lambda: ffn(A1=lambda x: x @ W1, hidden_chunk_size=2),
+        TypeError,
+        ["hidden_chunk_size", "Dense"],
+    ),
+    "hidden blocks of a plain activation": (
+        lambda: ffn(activation=jnp.tanh, hidden_chunk_size=2),
+        TypeError,
+        ["hidden_chunk_size", "Activation"],
+    ),
     "chunks of a map over tokens": (
         lambda: ffn(A1=lambda x: x @ W1, chunk_size=2),
         ValueError,

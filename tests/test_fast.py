@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import ffn_jax as fj
-from ffn_jax import _fast, verify
+from ffn_jax import _blocks, _fast, verify
 
 KEYS = jax.random.split(jax.random.key(0), 6)
 
@@ -97,6 +97,76 @@ def test_the_check_sees_a_wrong_weight_cotangent(d, f, mutant, monkeypatch):
         else:
             with pytest.raises(verify.VerificationError, match="W"):
                 check()
+
+
+# ------------------------------------------------------------------------------ blocks of hidden features
+
+
+def in_blocks_and_whole(args, layout="in_out", **options):
+    def results(**more):
+        def f(x, W1, b1, W2, b2):
+            A1, A2 = fj.Dense(W1), fj.Dense(W2)
+            if layout == "out_in":
+                A1, A2 = fj.Dense(jnp.moveaxis(W1, 0, -1), layout="out_in"), fj.Dense(W2.T, layout="out_in")
+            return fj.ffn_residual(x, A1, b1, A2, b2, **options, **more)
+
+        y, pullback = jax.vjp(f, *args)
+        return y, pullback(jnp.cos(args[0]))
+
+    return results(hidden_chunk_size=2), results(chunk_size="none")
+
+
+def assert_close(a, b, dtype="float64"):
+    tolerance = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 0.1}[dtype]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), a, b)
+    assert jax.tree.map(lambda a: (a.dtype, a.shape), a) == jax.tree.map(lambda b: (b.dtype, b.shape), b)
+
+
+@pytest.mark.parametrize("layout", ["in_out", "out_in"])
+@pytest.mark.parametrize("save", [(), ("hidden_pre",), ("hidden_pre", "hidden_act")])
+def test_blocks_of_hidden_features_change_no_value(save, layout):
+    assert_close(*in_blocks_and_whole(dense_args((5,)), layout, save=save))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("lead", [(), (2, 3)])
+def test_blocks_in_other_dtypes_and_batches(lead, dtype):
+    assert_close(*in_blocks_and_whole(dense_args(lead, dtype=dtype)), dtype=dtype)
+
+
+@pytest.mark.parametrize("layout", ["in_out", "out_in"])
+def test_blocks_of_gated_units(layout):
+    x, W1, b1, W2, b2 = dense_args((5,))
+    args = x, jnp.stack([W1, jnp.cos(W1)], axis=1), jnp.stack([b1, b1]), W2, b2
+    assert_close(*in_blocks_and_whole(args, layout, activation=fj.swiglu))
+
+
+@pytest.mark.parametrize("bias", ["none", "by position", "one number"])
+def test_blocks_with_every_bias(bias):
+    x, W1, b1, W2, b2 = dense_args((5,))
+    biases = {"none": (None, None), "by position": (normal(2, 5, 6), normal(3, 5, 4)), "one number": (b1[:1], b2[0])}
+    b1, b2 = biases[bias]
+    assert_close(*in_blocks_and_whole((x, W1, b1, W2, b2)))
+
+
+def test_blocks_within_chunks_and_without_residual():
+    x, W1, b1, W2, b2 = dense_args((5,))
+    f = lambda **options: fj.ffn(x, fj.Dense(W1), b1, fj.Dense(W2), b2, **options)
+    assert_close(f(hidden_chunk_size=3, chunk_size=2), f())
+    g = lambda **options: jax.grad(lambda W1: jnp.sum(sublayer(x, W1, b1, W2, b2, **options) ** 2))(W1)
+    assert_close(g(hidden_chunk_size=3, chunk_size=2), g())
+    assert_close(jax.vmap(lambda x: f(hidden_chunk_size=3))(jnp.zeros(2))[1], f())
+
+
+def test_a_block_lost_is_seen(monkeypatch):
+    right = _blocks.Blocks.join
+    monkeypatch.setattr(
+        _blocks.Blocks,
+        "join",
+        lambda self, params, bars: right(self, params, jax.tree.map(lambda a: a.at[0].set(0.0), bars)),
+    )
+    with pytest.raises(verify.VerificationError, match="W1"):
+        verify.check_vjp(functools.partial(sublayer, hidden_chunk_size=2), sublayer, *dense_args((3,)))
 
 
 # -------------------------------------------------------------------------------- chunks by default
