@@ -114,9 +114,9 @@ CASES = {
     "chunk_size a bool": (lambda: ffn(chunk_size=True), TypeError, ["chunk_size", "int", "True"]),
     "chunk_size another word": (lambda: ffn(chunk_size="all"), TypeError, ["chunk_size", "'none'", "'all'"]),
     "hidden_chunk_size that does not divide": (
-        lambda: ffn(hidden_chunk_size=5),
+        lambda: ffn(hidden_chunk_size=7),
         ValueError,
-        ["hidden_chunk_size", "divide", "got 5"],
+        ["hidden_chunk_size", "divide", "got 7"],
     ),
     "hidden_chunk_size zero": (lambda: ffn(hidden_chunk_size=0), ValueError, ["hidden_chunk_size", "got 0"]),
     "hidden_chunk_size a float": (lambda: ffn(hidden_chunk_size=2.0), TypeError, ["hidden_chunk_size", "2.0"]),
