@@ -1,8 +1,8 @@
-"""Run the benchmarks: `python -m benchmarks [sublayer] [forward] [stack] [growth] [grid]`.
+"""Run the benchmarks: `python -m benchmarks [sublayer] [forward] [stack] [growth] [exact_gelu] [grid]`.
 
-Without arguments the first four. Each prints its tables as it goes and writes JSON and a plot to `benchmarks/results/`.
-`pip install '.[bench]'` brings the plots; peers are measured where they are installed (flax, equinox, dm-haiku,
-torch).
+Without arguments all but the grid. Each prints its tables as it goes and writes JSON and a plot to a folder, by default
+`benchmarks/results/`. `pip install '.[bench]'` brings the plots and the peers; whichever peers are installed are
+measured, torch too.
 """
 
 import argparse
@@ -40,6 +40,11 @@ def growth(seconds: float) -> Iterator[dict[str, Any]]:
     yield from _tables.growth((1024, 4096, 16384, 65536), 256, 1024, seconds)
 
 
+def exact_gelu(seconds: float) -> Iterator[dict[str, Any]]:
+    """The exact GELU in two forms."""
+    yield _tables.exact_gelu(2**22, seconds)
+
+
 def grid(seconds: float) -> Iterator[dict[str, Any]]:
     """Every size, activation and dtype, forward and backward; about an hour at the default seconds."""
     for d in (256, 768, 1024):
@@ -49,7 +54,14 @@ def grid(seconds: float) -> Iterator[dict[str, Any]]:
                     yield _tables.sublayer(tokens, d, 4 * d, kind, dtype, False, seconds)
 
 
-BENCHMARKS = {"sublayer": sublayer, "forward": forward, "stack": stack, "growth": growth, "grid": grid}
+BENCHMARKS = {
+    "sublayer": sublayer,
+    "forward": forward,
+    "stack": stack,
+    "growth": growth,
+    "exact_gelu": exact_gelu,
+    "grid": grid,
+}
 
 
 def main() -> None:
@@ -62,7 +74,7 @@ def main() -> None:
     unknown = [name for name in options.which if name not in BENCHMARKS]
     if unknown:
         parser.error(f"expected benchmarks out of {', '.join(BENCHMARKS)}, got {unknown[0]!r}")
-    for name in options.which or ("sublayer", "forward", "stack", "growth"):
+    for name in options.which or tuple(name for name in BENCHMARKS if name != "grid"):
         tables = []
         for table in BENCHMARKS[name](options.seconds):
             _report.print_table(table)

@@ -46,7 +46,8 @@ def print_table(table: dict[str, Any]) -> None:
         compiled = "" if row["compile_s"] is None else f"{row['compile_s']:.2f}"
         print(
             f"  {row['name']:<{width}}  {row['ratio']:5.2f}  {100 * row['spread']:4.0f} %  {row['ms']:9.2f}  "
-            f"{memory:>13}  {compiled:>9}",
+            f"{memory:>13}  {compiled:>9}"
+            + "".join(f"  {key.replace('_', ' ')} {row[key]:.1e}" for key in row if key.endswith("error")),
             flush=True,
         )
 

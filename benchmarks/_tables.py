@@ -1,14 +1,17 @@
 """The tables: one sublayer beside its peers, a stack of layers in a scan, and growth with the number of tokens."""
 
 import functools
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
+import ffn_jax as fj
 from benchmarks import _peers
 from benchmarks._timing import interleaved
 
@@ -146,3 +149,34 @@ def _table(title: str, work: Row, calls: Any, memory: Any, compile_s: Any, secon
         for name, timing in times.items()
     ]
     return {"title": title, **work, "rounds": times["plain jnp"].rounds, "rows": rows}
+
+
+def exact_gelu(elements: int, seconds: float) -> Row:
+    """The exact GELU by erfc, as the library has it, and by erf: what accuracy in the negative tail costs."""
+    z = jax.random.normal(jax.random.key(0), (elements,))
+    density = (2 * math.pi) ** -0.5
+
+    def by_erf(z: Any) -> Any:
+        return z * (0.5 + 0.5 * lax.erf(math.sqrt(0.5) * z))
+
+    def erf_pair(z: Any) -> Any:
+        phi = 0.5 + 0.5 * lax.erf(math.sqrt(0.5) * z)
+        return z * phi, phi + z * (density * jnp.exp(-0.5 * (z * z)))
+
+    forms = {
+        "plain jnp": lambda z: jax.nn.gelu(z, approximate=False),
+        "by erfc (fj.gelu_exact)": fj.gelu_exact.value,
+        "by erf": by_erf,
+        "by erfc, with derivative": fj.gelu_exact.value_and_derivative,
+        "by erf, with derivative": erf_pair,
+    }
+    calls = {name: _compiled(jax.jit(form), z)[0] for name, form in forms.items()}
+    table = _table(f"exact GELU of {elements:,} numbers, float32", {"elements": elements}, calls, {}, {}, seconds)
+    points = np.linspace(-6.0, 6.0, 24001, dtype="float32")
+    truth = np.array([z * 0.5 * math.erfc(-z * math.sqrt(0.5)) for z in points.astype("float64")])
+    for row in table["rows"]:
+        value = jax.jit(forms[row["name"]])(jnp.asarray(points))
+        error = np.abs(np.asarray(value[0] if isinstance(value, tuple) else value, "float64") - truth)
+        row["largest_error"] = float(f"{error.max():.2e}")
+        row["largest_relative_error"] = float(f"{np.max(error[truth != 0] / np.abs(truth[truth != 0])):.2e}")
+    return table

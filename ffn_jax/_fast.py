@@ -1,18 +1,21 @@
 """The choices that make the default fast, by backend and static sizes: one place, one rule each.
 
-On one CPU device XLA leaves two things to be gained, and the library takes both for `Dense` and what is built of it:
+On one CPU device XLA leaves something to be gained, and the library takes it:
 
-1. *Weight cotangents.* W̄ = Σ_tokens x ȳᵀ contracts the leading axis of both factors, for which XLA has only a slow
-   product. Written as the plain product xᵀ ȳ of a transposed copy of the thinner factor it is as fast as any other.
-   XLA would undo the copy; `optimization_barrier` keeps it.  From `TRANSPOSE_FROM` tokens on (the copy costs more
+1. *Weight cotangents of `Dense`.* W̄ = Σ_tokens x ȳᵀ contracts the leading axis of both factors, for which XLA has only
+   a slow product. Written as the plain product xᵀ ȳ of a transposed copy of the thinner factor it is as fast as any
+   other. XLA would undo the copy; `optimization_barrier` keeps it. From `TRANSPOSE_FROM` tokens on (the copy costs more
    than it gains below).
 2. *Chunks of tokens.* Products of a few hundred tokens run in the cache and in buffers that are used again, where one
    large product writes fresh memory throughout. From `CHUNK_FROM` tokens on, near `CHUNK` tokens at a time; an equal
    number in each chunk where some number near it divides the tokens. The weight cotangents' sums are rewritten once per
    chunk, which is why chunks are not smaller.
 
-Elsewhere (GPU, TPU, several devices, where reshaping tokens could move them between devices; symbolic sizes) neither
-is done. `chunk_size=` overrides the second: an integer insists, "none" never chunks. `benchmarks/` measures both.
+3. *One evaluation of erfc.* Where σ(z) and σ'(z) are both wanted, XLA evaluates erfc for each, in a loop that is not
+   vectorised. A barrier behind it makes one vectorised evaluation of it. From `KEEP_FROM` numbers on.
+
+Elsewhere (GPU, TPU, several devices, where reshaping tokens could move them between devices; symbolic sizes) none of
+it is done. `chunk_size=` overrides the second: an integer insists, "none" never chunks. `benchmarks/` measures them.
 """
 
 import contextlib
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 TRANSPOSE_FROM = 384
 CHUNK_FROM = 2048
 CHUNK = 512
+KEEP_FROM = 2**16
 
 _assumed: contextvars.ContextVar[bool | None] = contextvars.ContextVar("assumed", default=None)
 
@@ -78,6 +82,11 @@ def outer(x: "Array", ybar: "Array") -> "Array":
 
 def _product(a: "Array", b: "Array") -> "Array":
     return lax.dot_general(a, b, (((1,), (0,)), ((), ())), preferred_element_type=wide(a.dtype))
+
+
+def kept(a: "Array") -> "Array":
+    """`a`, computed once for all that use it."""
+    return lax.optimization_barrier(a) if _worthwhile(size(a.shape), KEEP_FROM) else a
 
 
 def chunk_size(tokens: Shape) -> int | None:
