@@ -28,7 +28,7 @@ class Blocks(NamedTuple):
 
     def split(self, params: Any) -> "tuple[Array, Array | None, Array]":
         """W1, b1 and W2 with a leading axis of blocks."""
-        A1, b1, A2, _, _ = params
+        A1, b1, A2, *_ = params
         return (
             self._split(A1.weight, hidden_axis(A1, out=True)),
             None if b1 is None else self._split(b1, b1.ndim - 1),
@@ -37,7 +37,7 @@ class Blocks(NamedTuple):
 
     def join(self, params: Any, bars: "tuple[Array, Array | None, Array]") -> "tuple[Dense, Array | None, Dense]":
         """The inverse of `split`, for cotangents."""
-        A1, b1, A2, _, _ = params
+        A1, b1, A2, *_ = params
         W1_bar, b1_bar, W2_bar = bars
         return (
             dataclasses.replace(A1, weight=self._join(W1_bar, hidden_axis(A1, out=True))),

@@ -119,6 +119,11 @@ def _backward(form: Form, residuals: "tuple[Array, Affine, Statistics]", ybar: "
 normalise.defvjp(_forward, _backward)
 
 
+def undecorated(form: Form, x: "Array", affine: Affine) -> "Array":
+    """`normalise` in plain JAX."""
+    return value(x, affine, statistics(form, x))
+
+
 # --------------------------------------------------------------------------------------- what a user calls
 
 
@@ -181,8 +186,7 @@ def layer_norm_reference(
     >>> jax.jvp(fj.layer_norm_reference, (jnp.array([1.0, 2.0, 3.0]),), (jnp.ones(3),))[1].tolist()
     [0.0, 0.0, 0.0]
     """
-    form, x, affine = _prepare("layer_norm_reference", True, x, scale, bias, eps)
-    return value(x, affine, statistics(form, x))
+    return undecorated(*_prepare("layer_norm_reference", True, x, scale, bias, eps))
 
 
 def rms_norm_reference(x: "ArrayLike", scale: "ArrayLike | None" = None, *, eps: float = 1e-6) -> "Array":
@@ -192,8 +196,7 @@ def rms_norm_reference(x: "ArrayLike", scale: "ArrayLike | None" = None, *, eps:
     >>> jax.jvp(fj.rms_norm_reference, (jnp.array([3.0, -3.0]),), (jnp.ones(2),))[1].round(2).tolist()
     [0.33, 0.33]
     """
-    form, x, affine = _prepare("rms_norm_reference", False, x, scale, None, eps)
-    return value(x, affine, statistics(form, x))
+    return undecorated(*_prepare("rms_norm_reference", False, x, scale, None, eps))
 
 
 class Norm:
@@ -290,6 +293,13 @@ class RMSNorm(Norm):
 
 
 # --------------------------------------------------------------------------------------- what is checked
+
+
+def check_norm(norm: Any, x: Any, where: str) -> None:
+    """Raises TypeError or ValueError unless `norm` is a LayerNorm or RMSNorm that fits x, which may be abstract."""
+    if not isinstance(norm, Norm):
+        raise TypeError(f"{where}: expected norm to be an ffn_jax.LayerNorm, an RMSNorm or None, got {norm!r}")
+    _prepare(f"{where}: norm", norm.form.centred, x, *norm.affine, norm.eps)
 
 
 def _prepare(where: str, centred: bool, x: Any, scale: Any, bias: Any, eps: Any) -> "tuple[Form, Array, Affine]":

@@ -130,6 +130,11 @@ CASES = {
         TypeError,
         ["hidden_chunk_size", "Activation"],
     ),
+    "hidden blocks of a pre-norm": (
+        lambda: ffn(hidden_chunk_size=5, norm=fj.LayerNorm(jnp.ones(3))),
+        ValueError,
+        ["hidden_chunk_size", "no pre-norm"],
+    ),
     "chunks of a map over tokens": (
         lambda: ffn(A1=lambda x: x @ W1, chunk_size=2),
         ValueError,

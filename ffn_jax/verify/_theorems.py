@@ -61,6 +61,10 @@ def theorems() -> Iterator[Theorem]:
     yield _on_one_cpu(_sublayer("ffn_residual, as on one CPU, a batch", tokens="b,n,", hidden="d+e", save=()))
     yield _tape("ffn_residual_tape, seeds on all, gelu", fj.gelu)
     yield _tape("ffn_residual_tape, seeds on all, gelu_exact", fj.gelu_exact)
+    yield _normed("ffn_residual, pre-norm LayerNorm", fj.LayerNorm)
+    yield _normed("ffn_residual, pre-norm RMSNorm", fj.RMSNorm)
+    yield _normed("ffn_residual, pre-norm RMSNorm, x alone kept", fj.RMSNorm, save=())
+    yield _normed("ffn_residual, pre-norm RMSNorm, chunks of 3", fj.RMSNorm, tokens="3*k+3,", chunk_size=3)
     yield from _maps()
     yield from _norms()
     yield _opaque("opaque maps of a sequence, seeds on all, gelu", fj.gelu)
@@ -103,6 +107,20 @@ def _on_one_cpu(theorem: Theorem) -> Theorem:
 
     fun.defvjp(forward, backward)
     return theorem._replace(fun=fun)
+
+
+def _normed(name: str, norm: Any, tokens: str = "n,", **options: Any) -> Theorem:
+    """With silu, whose calculus is the shortest. A post-norm is `layer_norm` of `ffn_residual`, proved one by one."""
+
+    def fun(x: "Array", scale: "Array", W1: "Array", b1: "Array", W2: "Array", b2: "Array") -> "Array":
+        maps = fj.Dense(W1), b1, fj.Dense(W2), b2
+        return fj.ffn_residual(x, *maps, norm=norm(scale), activation=fj.silu, **options)
+
+    def reference(x: "Array", scale: "Array", W1: "Array", b1: "Array", W2: "Array", b2: "Array") -> "Array":
+        return fj.ffn_residual_reference(x, fj.Dense(W1), b1, fj.Dense(W2), b2, norm=norm(scale), activation=fj.silu)
+
+    shapes = (f"{tokens}d", "d", "d,f", "f", "f,d", "d")
+    return Theorem(name, fun, reference, tuple(f"f64[{shape}]" for shape in shapes))
 
 
 def _tape(name: str, activation: fj.Activation) -> Theorem:
