@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ffn_jax import _chunks, norms
+from ffn_jax import _blocks, _chunks, norms
 from ffn_jax._activation_rule import ActivationRule
 from ffn_jax._checks import wide
 from ffn_jax.dropout import Rate, Seed, drop
@@ -72,6 +72,7 @@ class Config(NamedTuple):
     residual: bool = True
     save: tuple[str, ...] = ("hidden_pre",)
     tokens: _chunks.Tokens | None = None
+    blocks: _blocks.Blocks | None = None
     norm: norms.Form | None = None
     dropout: Rate | None = None
 
@@ -161,7 +162,10 @@ def sublayer(config: Config, x: "Array", params: Params) -> "Array":
 
 
 def _forward(config: Config, x: "Array", params: Params) -> "tuple[Array, _Saved]":
-    def step(x: "Array", params: Params) -> "tuple[Array, _Saved]":
+    def step(x: "Array", params: Params, config: Config = config) -> "tuple[Array, Any]":
+        if config.blocks is not None:
+            one_block = partial(step, config=config._replace(residual=False, blocks=None))
+            return _blocks.forward(config.blocks, one_block, x, params, _without_hidden(config, x, params))
         tape = evaluate(config, x, params)
         return tape.output, _Saved(**{name: getattr(tape, name) for name in config.save})
 
@@ -171,8 +175,13 @@ def _forward(config: Config, x: "Array", params: Params) -> "tuple[Array, _Saved
 
 
 def _backward(config: Config, residuals: "tuple[Array, _Saved, Params]", ybar: "Array") -> "tuple[Array, Params]":
-    def step(x: "Array", saved: _Saved, params: Params, ybar: "Array") -> "tuple[Array, Params]":
-        return pull_back(config, x, *saved, params, Seeds(None, None, None, ybar))
+    def step(x: "Array", saved: Any, params: Params, ybar: "Array", config: Config = config) -> "tuple[Array, Params]":
+        if config.blocks is not None:
+            one_block = partial(step, ybar=ybar, config=config._replace(residual=False, blocks=None))
+            start = ybar if config.residual else jnp.zeros_like(x)
+            xbar, bars = _blocks.backward(config.blocks, one_block, x, saved, params, start)
+            return xbar, bars._replace(b2=sum_to(ybar, params.b2))
+        return pull_back(config, x, saved.hidden_pre, saved.hidden_act, params, Seeds(None, None, None, ybar))
 
     x, saved, params = residuals
     if config.tokens is None:
@@ -180,6 +189,13 @@ def _backward(config: Config, residuals: "tuple[Array, _Saved, Params]", ybar: "
     else:
         xbar, bars = _chunks.backward(config.tokens, step, x, saved, params, ybar)
     return xbar, cast_like(params, bars)
+
+
+def _without_hidden(config: Config, x: "Array", params: Params) -> "Array":
+    """y less the sum over the hidden features: x + b2."""
+    batch = x.shape[: x.ndim - len(params.A1.in_shape)]
+    u = add_bias(jnp.zeros((*batch, *params.A2.out_shape), x.dtype), params.b2)
+    return x + u if config.residual else u
 
 
 class _Saved(NamedTuple):

@@ -6,21 +6,23 @@ A1 and A2 are any `LinearMap`s, or bare callables on the whole array; σ is any 
 what it is given and says what it does; the equations stand in `ffn_jax._rule`.
 """
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ffn_jax import _rule, norms
-from ffn_jax._activation_rule import activation_rule
-from ffn_jax._checks import check_floating, check_same_dtype, size, trailing
+from ffn_jax import _fast, _rule, norms
+from ffn_jax._activation_rule import PairRule, activation_rule
+from ffn_jax._blocks import Blocks
+from ffn_jax._checks import check_floating, check_same_dtype, is_size, size, trailing
 from ffn_jax._chunks import Tokens
 from ffn_jax._rule import Config, FFNTape, Params
 from ffn_jax.activations import Activation, gelu
 from ffn_jax.dropout import Dropout
 from ffn_jax.dropout import prepare as prepare_dropout
-from ffn_jax.maps import LinearMap
+from ffn_jax.maps import BlockDiagonal, Dense, LinearMap, TimeDistributed
+from ffn_jax.maps._algebra import Composed, Scaled, Sum, Transposed
 from ffn_jax.maps._function import lift
 from ffn_jax.maps._time_distributed import per_token
 from ffn_jax.norms import LayerNorm, RMSNorm
@@ -57,7 +59,8 @@ def ffn_residual(
     norm_first: bool = True,
     dropout: "Dropout | None" = None,
     save: "Sequence[str]" = ("hidden_pre",),
-    chunk_size: int | None = None,
+    chunk_size: "int | Literal['none'] | None" = None,
+    hidden_chunk_size: int | None = None,
 ) -> "Array":
     """y = x + A2 σ(A1 x + b1) + b2, with a reverse rule that keeps what you choose.
 
@@ -77,7 +80,12 @@ def ffn_residual(
       save: what the backward pass keeps besides x, of "hidden_pre" and "hidden_act"; the rest is computed again.
         `("hidden_pre",)` repeats no matrix product, `()` repeats one and keeps x alone.
       chunk_size: how many tokens (entries of the leading axes) are worked on at a time, so that with `save=()`
-        the hidden tensor never exists whole; need not divide the tokens. None: all at once.
+        the hidden tensor never exists whole; need not divide the tokens. "none": all at once, always. None: chosen
+        by a rule: near 512 from 2048 tokens on, where one CPU device does the work, both maps are products
+        (`Dense` and what is built of it) and no bias varies over the tokens; all at once otherwise.
+      hidden_chunk_size: how many hidden features are worked on at a time, a divisor of d_ff; both maps must be
+        `Dense`, the activation an `Activation`. The hidden tensor never exists whole then either, and weight
+        cotangents are written once, not accumulated. None: all at once.
 
     Returns:
       y, of x's shape and dtype. Half-precision products accumulate in float32, and parameter cotangents are
@@ -101,7 +109,7 @@ def ffn_residual(
     Dense((8,) -> (32,), float32, in_out)
     """
     extras = Extras(norm, norm_first, dropout)
-    return _sublayer("ffn_residual", True, x, A1, b1, A2, b2, activation, extras, save, chunk_size)
+    return _sublayer("ffn_residual", True, x, A1, b1, A2, b2, activation, extras, save, chunk_size, hidden_chunk_size)
 
 
 def ffn(
@@ -116,7 +124,8 @@ def ffn(
     norm_first: bool = True,
     dropout: "Dropout | None" = None,
     save: "Sequence[str]" = ("hidden_pre",),
-    chunk_size: int | None = None,
+    chunk_size: "int | Literal['none'] | None" = None,
+    hidden_chunk_size: int | None = None,
 ) -> "Array":
     """A2 σ(A1 x + b1) + b2: `ffn_residual` without "x +". A2's output may have another shape than x.
 
@@ -128,7 +137,7 @@ def ffn(
     [0.0, 2.0]
     """
     extras = Extras(norm, norm_first, dropout)
-    return _sublayer("ffn", False, x, A1, b1, A2, b2, activation, extras, save, chunk_size)
+    return _sublayer("ffn", False, x, A1, b1, A2, b2, activation, extras, save, chunk_size, hidden_chunk_size)
 
 
 def ffn_residual_tape(
@@ -232,11 +241,16 @@ def _sublayer(
     extras: Extras,
     save: Any,
     chunk_size: Any,
+    hidden_chunk_size: Any,
 ) -> "Array":
     save, chunk_size = _check_save(save, where), _check_chunk_size(chunk_size, where)
     config, x, params, h = _prepare(where, residual, x, A1, b1, A2, b2, activation, extras)
     config = config._replace(save=save)
-    if chunk_size is not None:
+    if hidden_chunk_size is not None:
+        config, params = _in_blocks(config, params, hidden_chunk_size, where)
+    if chunk_size is None:
+        chunk_size = "none" if config.blocks else _chosen_chunk_size(x, h, params)
+    if chunk_size != "none":
         config, params = _chunked(config, x, h, params, chunk_size, where)
     return _after(extras, _rule.sublayer(config, x, params))
 
@@ -333,14 +347,63 @@ def _check_save(save: Any, where: str) -> tuple[str, ...]:
     return tuple(name for name in SAVEABLE if name in save)
 
 
-def _check_chunk_size(chunk_size: Any, where: str) -> int | None:
+def _check_chunk_size(chunk_size: Any, where: str) -> "int | Literal['none'] | None":
     if chunk_size is None:
         return None
+    if isinstance(chunk_size, str) and chunk_size == "none":
+        return "none"
     if isinstance(chunk_size, bool) or not isinstance(chunk_size, (int, np.integer)):
-        raise TypeError(f"{where}: expected chunk_size to be an int (tokens) or None, got {chunk_size!r}")
+        raise TypeError(f"{where}: expected chunk_size to be an int (tokens), 'none' or None, got {chunk_size!r}")
     if chunk_size < 1:
         raise ValueError(f"{where}: expected chunk_size >= 1 (tokens), got {chunk_size}")
     return int(chunk_size)
+
+
+def _in_blocks(config: Config, params: Params, features: Any, where: str) -> tuple[Config, Params]:
+    """The same sublayer in blocks of hidden features."""
+    A1, b1, A2, *_ = params
+    if not is_size(features):
+        raise TypeError(f"{where}: expected hidden_chunk_size to be an int (hidden features) or None, got {features!r}")
+    if not (isinstance(A1, Dense) and isinstance(A2, Dense) and len(A2.in_shape) == 1 and A1.out_shape):
+        raise TypeError(
+            f"{where}: hidden_chunk_size needs Dense maps, A2 of one input axis, got {A1!r} and {A2!r}; "
+            "chunk_size works on any maps that act on each token alone"
+        )
+    if config.norm is not None or config.dropout is not None:
+        raise ValueError(
+            f"{where}: hidden_chunk_size takes no pre-norm and no dropout, which each block would repeat; "
+            "normalise x before, or use chunk_size"
+        )
+    if not isinstance(config.activation, PairRule):
+        raise TypeError(
+            f"{where}: hidden_chunk_size needs an activation of each feature alone, an Activation such as fj.gelu; "
+            f"got a plain function: wrap it with ffn_jax.activation(value, value_and_derivative)"
+        )
+    (d_ff,) = A2.in_shape
+    if features < 1 or d_ff % features:
+        raise ValueError(f"{where}: expected hidden_chunk_size to divide d_ff={d_ff}, got {features}")
+    if b1 is not None:  # a bias shared by all features is one for each
+        b1 = jnp.broadcast_to(b1, (*b1.shape[:-1], d_ff))
+    return config._replace(blocks=Blocks(features)), params._replace(b1=b1)
+
+
+def _chosen_chunk_size(x: "Array", h: jax.ShapeDtypeStruct, params: Params) -> "int | Literal['none']":
+    """What `chunk_size=None` means here; see `ffn_jax._fast`."""
+    A1, b1, A2, b2, *_ = params
+    tokens = tuple(x.shape[: x.ndim - len(A1.in_shape)])
+    alone = tokens == tuple(h.shape[: h.ndim - len(A2.in_shape)])
+    shared = all(b is None or b.ndim <= len(A.out_shape) for A, b in ((A1, b1), (A2, b2)))
+    if not (alone and shared and _made_of_products(A1) and _made_of_products(A2)):
+        return "none"
+    return _fast.chunk_size(tokens) or "none"
+
+
+def _made_of_products(A: Any) -> bool:
+    """Whether A is `Dense`, or composed of such by this library's own algebra."""
+    if not isinstance(A, (TimeDistributed, BlockDiagonal, Composed, Sum, Scaled, Transposed)):
+        return isinstance(A, Dense)
+    parts = jax.tree.leaves(A, is_leaf=lambda part: isinstance(part, LinearMap) and part is not A)
+    return all(_made_of_products(part) for part in parts if isinstance(part, LinearMap))
 
 
 def _chunked(

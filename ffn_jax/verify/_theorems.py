@@ -10,10 +10,12 @@ shape and a seed on the input and on every saved tensor.
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
 import ffn_jax as fj
+from ffn_jax import _fast
 from ffn_jax.maps._base import ruled_call, ruled_transpose
 from ffn_jax.verify.symbolic import opaque_linear_map
 
@@ -53,6 +55,10 @@ def theorems() -> Iterator[Theorem]:
     yield _sublayer("ffn_residual, chunks of 3 tokens", tokens="3*k+3,", chunk_size=3)
     yield _sublayer("ffn_residual, chunks of 3, x alone kept", tokens="3*k+3,", chunk_size=3, save=())
     yield _sublayer("ffn_residual, chunks of 3, swiglu", tokens="3*k+3,", chunk_size=3, activation=fj.swiglu)
+    yield _sublayer("ffn_residual, blocks of 3 hidden features", hidden="3*k", hidden_chunk_size=3)
+    yield _sublayer("ffn_residual, blocks of 3, x alone kept", hidden="3*k", hidden_chunk_size=3, save=())
+    yield _on_one_cpu(_sublayer("ffn_residual, weight cotangents as on one CPU", hidden="d+e"))
+    yield _on_one_cpu(_sublayer("ffn_residual, as on one CPU, a batch", tokens="b,n,", hidden="d+e", save=()))
     yield _tape("ffn_residual_tape, seeds on all, gelu", fj.gelu)
     yield _tape("ffn_residual_tape, seeds on all, gelu_exact", fj.gelu_exact)
     yield _normed("ffn_residual, pre-norm LayerNorm", fj.LayerNorm)
@@ -66,7 +72,12 @@ def theorems() -> Iterator[Theorem]:
 
 
 def _sublayer(
-    name: str, activation: fj.Activation = fj.gelu, tokens: str = "n,", bias: str = "", **options: Any
+    name: str,
+    activation: fj.Activation = fj.gelu,
+    tokens: str = "n,",
+    hidden: str = "f",
+    bias: str = "",
+    **options: Any,
 ) -> Theorem:
     def fun(x: "Array", W1: "Array", b1: "Array", W2: "Array", b2: "Array") -> "Array":
         return fj.ffn_residual(x, fj.Dense(W1), b1, fj.Dense(W2), b2, activation=activation, **options)
@@ -74,9 +85,28 @@ def _sublayer(
     def reference(x: "Array", W1: "Array", b1: "Array", W2: "Array", b2: "Array") -> "Array":
         return fj.ffn_residual_reference(x, fj.Dense(W1), b1, fj.Dense(W2), b2, activation=activation)
 
-    hidden = "2,f" if activation in GATED else "f"
-    shapes = (f"{tokens}d", f"d,{hidden}", f"{bias}{hidden}", "f,d", f"{bias}d")
+    z = f"2,{hidden}" if activation in GATED else hidden
+    shapes = (f"{tokens}d", f"d,{z}", f"{bias}{z}", f"{hidden},d", f"{bias}d")
     return Theorem(name, fun, reference, tuple(f"f64[{shape}]" for shape in shapes))
+
+
+def _on_one_cpu(theorem: Theorem) -> Theorem:
+    """The same, with the products that `ffn_jax._fast` chooses on one CPU device, forward and backward."""
+
+    @jax.custom_vjp
+    def fun(*args: "Array") -> Any:
+        return forward(*args)[0]
+
+    def forward(*args: "Array") -> Any:
+        with _fast.assume(one_cpu=True):
+            return jax.vjp(theorem.fun, *args)
+
+    def backward(pullback: Any, ybar: Any) -> Any:
+        with _fast.assume(one_cpu=True):
+            return pullback(ybar)
+
+    fun.defvjp(forward, backward)
+    return theorem._replace(fun=fun)
 
 
 def _normed(name: str, norm: Any, tokens: str = "n,", **options: Any) -> Theorem:
