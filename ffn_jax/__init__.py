@@ -6,6 +6,7 @@
 `linearize` make the maps; `gelu` and its siblings are the activations; `layer_norm` and `rms_norm` normalise.
 """
 
+from ffn_jax import graph as graph
 from ffn_jax._rule import FFNTape as FFNTape
 from ffn_jax.activations import Activation as Activation
 from ffn_jax.activations import activation as activation
