@@ -9,7 +9,7 @@ which a kernel is not: there the plain formula stands in.
 
 import dataclasses
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,8 @@ from ffn_jax._checks import Shape, size, wide
 from ffn_jax._pytree import pytree_dataclass, static
 from ffn_jax.activations import Activation
 from ffn_jax.maps import _fused_kernels
-from ffn_jax.maps._dense import Dense
-from ffn_jax.maps._fused_kernels import Step
+from ffn_jax.maps._dense import Dense, Layout
+from ffn_jax.maps._fused_kernels import TILES, Step
 
 if TYPE_CHECKING:
     from jax import Array
@@ -32,21 +32,25 @@ class FusedDense(Dense):
     As a map it is `Dense`: its products, transpose and pullback are the same plain JAX. Only inside `ffn_residual` and
     its siblings it offers one step more: as A1 of product, bias and activation, as A2 of the transposed product times
     σ'(z). Where that step does not apply the rule takes the plain path, with the same result: an activation that is a
-    plain function or closes over an array, a bias that varies over the tokens, no tokens at all, symbolic sizes; in the
-    backward pass also dropout on the hidden and a seed on hidden_act. An `Activation` must act on each feature alone.
+    plain function or closes over an array, `gelu_exact` except on a CPU (Pallas has no erfc), a bias that varies over
+    the tokens, no tokens at all, symbolic sizes; in the backward pass also dropout on the hidden and a seed on
+    hidden_act. An `Activation` must act on each feature alone.
 
-    No GPU has measured it, nor a TPU. It is meant for one device: XLA does not split a kernel over several.
+    No GPU or TPU has run or measured it: only that its kernels lower for them is tested. It is meant for one device:
+    XLA does not split a kernel over several.
 
     Args:
       weight: `(d, d_ff)`, or `(d, 2, d_ff)` for gated units; for `layout="out_in"` `(d_ff, d)` or `(2, d_ff, d)`.
       in_ndim: 1.
       layout: "in_out" or "out_in", as `Dense` has it.
-      tiles: how many tokens and hidden features make a tile, and the step of its sums: powers of two from 16 on.
-      interpret: whether to interpret the kernel instead of compiling it; None: on a CPU.
+      tiles: how many tokens and hidden features make a tile, and the step of its sums: powers of two from 16 on; None:
+        the backend's.
+      backend: what the kernel is for: "gpu" (Triton), "tpu", or "cpu", where it is interpreted, slowly, on whatever
+        device, for tests. None: JAX's default backend.
 
     Raises:
-      TypeError: weight is not a floating array, interpret no bool or None, tiles no three ints.
-      ValueError: weight has another number of axes, in_ndim is not 1, or tiles are no powers of two from 16 on.
+      TypeError: weight is not a floating array, or tiles are no three ints.
+      ValueError: weight has other axes, in_ndim is not 1, tiles are no powers of two from 16 on, or backend is unknown.
 
     >>> import jax, jax.numpy as jnp, ffn_jax as fj
     >>> A1, A2 = fj.FusedDense(jnp.ones((8, 32))), fj.FusedDense(jnp.ones((32, 8)))
@@ -55,8 +59,8 @@ class FusedDense(Dense):
     True
     """
 
-    tiles: tuple[int, int, int] = static(default=(64, 64, 32))
-    interpret: bool | None = static(default=None)
+    tiles: tuple[int, int, int] | None = static(default=None)
+    backend: Literal["cpu", "gpu", "tpu"] | None = static(default=None)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,10 +72,12 @@ class FusedDense(Dense):
                 f"FusedDense: expected a weight of shape {shapes} for layout {self.layout!r}, got "
                 f"{tuple(self.weight.shape)}; Dense takes any"
             )
-        if self.interpret not in (None, True, False):
-            raise TypeError(f"FusedDense: expected interpret to be True, False or None, got {self.interpret!r}")
+        if self.backend not in (None, *TILES):
+            raise ValueError(f"FusedDense: expected backend to be 'cpu', 'gpu', 'tpu' or None, got {self.backend!r}")
+        if self.tiles is None:
+            return
         if not isinstance(self.tiles, (tuple, list)) or [type(n) for n in self.tiles] != [int] * 3:
-            raise TypeError(f"FusedDense: expected tiles to be three ints, got {self.tiles!r}")
+            raise TypeError(f"FusedDense: expected tiles to be three ints or None, got {self.tiles!r}")
         object.__setattr__(self, "tiles", tuple(self.tiles))
         if any(n < 16 or n & (n - 1) for n in self.tiles):
             raise ValueError(f"FusedDense: expected tiles to be powers of two from 16 on, got {self.tiles}")
@@ -79,7 +85,7 @@ class FusedDense(Dense):
     @property
     def T(self) -> Dense:  # noqa: N802
         """The transpose, on the same weight; of a map to two gates a `Dense`."""
-        layout = "out_in" if self.layout == "in_out" else "in_out"
+        layout: Layout = "out_in" if self.layout == "in_out" else "in_out"
         return dataclasses.replace(self, layout=layout) if self.weight.ndim == 2 else super().T
 
     def activated(
@@ -113,18 +119,19 @@ class FusedDense(Dense):
         fits = len(hidden) == 1 if activation.base is None else len(hidden) == 2
         if not fits or not all(isinstance(n, int) and n > 0 for n in sizes):
             return None
-        if not _closes_over_nothing(activation.base or activation, self.tiles[:2], wide(self.dtype)):
+        backend = self.backend or jax.default_backend()
+        if backend not in TILES or not _has_kernel(activation.base or activation, backend, wide(self.dtype)):
             return None
-        interpret = jax.default_backend() == "cpu" if self.interpret is None else self.interpret
-        return Step(activation, self.layout, self.tiles, interpret, both)
+        return Step(activation, self.layout, backend, self.tiles or TILES[backend], both)
 
 
-def _closes_over_nothing(activation: Activation, tile: Shape, dtype: Any) -> bool:
-    """Whether a kernel can evaluate the activation on a tile: what it closes over would have the whole's shape."""
+def _has_kernel(activation: Activation, backend: str, dtype: Any) -> bool:
+    """Whether a kernel can evaluate the activation: on any tile, so without arrays of its own, and in Pallas."""
     try:
-        return not jax.make_jaxpr(activation.value_and_derivative)(jax.ShapeDtypeStruct(tile, dtype)).consts
+        program = jax.make_jaxpr(activation.value_and_derivative)(jax.ShapeDtypeStruct((16, 16), dtype))
     except (TypeError, ValueError):
         return False
+    return not program.consts and (backend == "cpu" or "erfc" not in str(program))
 
 
 # ------------------------------------------------------------------------------- the two steps, and their derivatives

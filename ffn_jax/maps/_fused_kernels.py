@@ -1,4 +1,6 @@
-"""The two Pallas kernels of `FusedDense`, over tiles of t tokens and f hidden features:
+"""The two Pallas kernels of `FusedDense`.
+
+Over tiles of t tokens and f hidden features,
 
     forward     z = Σ_k x[t, k] W[k, g, f] + b[g, f]      h = σ(z)            written: h, and z where it is kept
     backward    h̄ = Σ_k y[t, k] W[k, 0, f]                z̄ = σ'(z) ⊙ h̄       written: z̄, and h where it is wanted
@@ -6,9 +8,10 @@
 so that what the product leaves in registers is not written and read again before the activation. g runs over one gate,
 or two of a gated unit; the weight may lie as W[g, f, k] too. One program of the grid makes one tile: it sums over k in
 steps, in float32 for half types, rounds z to its dtype (h is σ of the z that is kept) and evaluates σ in float32.
+Sizes that the tiles do not divide are padded with zeros, which add nothing to a sum; what lies beyond is cut off.
 
-Sizes that the tiles do not divide are padded with zeros, which add nothing to a sum; what lies beyond is cut off. The
-kernels keep to what Pallas' backends share. On a CPU they are interpreted, which is for tests.
+The kernels keep to what Pallas' backends share. For GPUs they are lowered by way of Triton, for TPUs of Mosaic, which
+is tested; on a CPU they are interpreted, which is for tests. No GPU or TPU has run them.
 """
 
 from collections.abc import Callable
@@ -18,12 +21,18 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
 
 from ffn_jax._checks import wide
 from ffn_jax.activations import Activation, gate_pair, gate_value
+from ffn_jax.maps._dense import Layout
 
 if TYPE_CHECKING:
     from jax import Array
+
+
+TILES = {"cpu": (64, 64, 32), "gpu": (64, 64, 32), "tpu": (128, 128, 128)}
+"""The sizes of tiles by backend: small enough for shared memory; on TPUs as large as their registers ask."""
 
 
 class Step(NamedTuple):
@@ -31,16 +40,16 @@ class Step(NamedTuple):
 
     Attributes:
       activation: σ, of each feature alone.
-      layout: the weight's, "in_out" or "out_in".
+      layout: the weight's.
+      backend: one of `TILES`.
       tiles: the sizes t and f of a tile, and the step of the sum over k.
-      interpret: whether to interpret it.
       both: whether z (forward) or h (backward) is written too.
     """
 
     activation: Activation
-    layout: str
+    layout: Layout
+    backend: str
     tiles: tuple[int, int, int]
-    interpret: bool
     both: bool
 
 
@@ -142,7 +151,8 @@ def _call(
         in_specs=[spec(axes) for _, axes in operands],
         out_specs=[spec(axes) for axes in results],
         out_shape=[jax.ShapeDtypeStruct(tuple(padded[letter] for letter in axes), dtype) for axes in results],
-        interpret=step.interpret,
+        interpret=step.backend == "cpu",
+        compiler_params=triton.CompilerParams() if step.backend == "gpu" else None,  # Mosaic has no such product there
     )(*(_pad(array, [padded[letter] for letter in axes]) for array, axes in operands))
     return [lax.slice(out, [0] * len(axes), [sizes[a] for a in axes]) for out, axes in zip(outs, results, strict=True)]
 
