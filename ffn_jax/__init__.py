@@ -18,6 +18,7 @@ from ffn_jax.activations import relu as relu
 from ffn_jax.activations import relu_squared as relu_squared
 from ffn_jax.activations import silu as silu
 from ffn_jax.activations import swiglu as swiglu
+from ffn_jax import sharding as sharding
 from ffn_jax.ffn import ffn as ffn
 from ffn_jax.ffn import ffn_reference as ffn_reference
 from ffn_jax.ffn import ffn_residual as ffn_residual

@@ -6,7 +6,7 @@ A1 and A2 are any `LinearMap`s, or bare callables on the whole array; σ is any 
 what it is given and says what it does; the equations stand in `ffn_jax._rule`.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +16,13 @@ from ffn_jax import _rule
 from ffn_jax._activation_rule import activation_rule
 from ffn_jax._checks import check_floating, check_same_dtype, size, trailing
 from ffn_jax._chunks import Tokens
+from ffn_jax._mesh import check_devices, check_unsharded_tokens, vary_together
 from ffn_jax._rule import Config, FFNTape, Params
 from ffn_jax.activations import Activation, gelu
 from ffn_jax.maps import LinearMap
 from ffn_jax.maps._function import lift
 from ffn_jax.maps._time_distributed import per_token
+from ffn_jax.sharding._parallel import RowParallel, cross
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -130,8 +132,12 @@ def ffn_residual_tape(
     >>> jax.grad(loss)(jnp.array([-1.0, 2.0])).tolist()
     [1.0, 2.5]
     """
-    config, x, params, _ = _prepare("ffn_residual_tape", True, x, A1, b1, A2, b2, activation)
-    return _rule.sublayer_tape(config, x, params)
+    config, x, params, _, whole = _prepare("ffn_residual_tape", True, x, A1, b1, A2, b2, activation)
+    tape = _rule.sublayer_tape(config, x, params)
+    if whole.out is None:
+        return tape
+    projected = _finish(whole, None, tape.projected)
+    return tape._replace(projected=projected, output=whole.x + projected)
 
 
 def ffn_residual_reference(
@@ -155,8 +161,9 @@ def ffn_residual_reference(
     >>> jax.jvp(f, (jnp.array([-1.0, 2.0]),), (jnp.ones(2),))[1].tolist()
     [1.0, 2.0]
     """
-    config, x, params, _ = _prepare("ffn_residual_reference", True, x, A1, b1, A2, b2, activation)
-    return _rule.evaluate(config, x, params, undecorated=True).output
+    config, x, params, _, whole = _prepare("ffn_residual_reference", True, x, A1, b1, A2, b2, activation)
+    y = _rule.evaluate(config, x, params, undecorated=True).output
+    return y if whole.out is None else _rule.finish_undecorated(whole.x, whole.out.leave(y), whole.b2)
 
 
 def ffn_reference(
@@ -175,8 +182,9 @@ def ffn_reference(
     >>> jax.jacfwd(lambda x: fj.ffn_reference(x, A, None, A, None, activation=fj.relu))(jnp.array([-1.0, 2.0])).tolist()
     [[0.0, 0.0], [0.0, 1.0]]
     """
-    config, x, params, _ = _prepare("ffn_reference", False, x, A1, b1, A2, b2, activation)
-    return _rule.evaluate(config, x, params, undecorated=True).output
+    config, x, params, _, whole = _prepare("ffn_reference", False, x, A1, b1, A2, b2, activation)
+    y = _rule.evaluate(config, x, params, undecorated=True).output
+    return y if whole.out is None else _rule.finish_undecorated(None, whole.out.leave(y), whole.b2)
 
 
 # ------------------------------------------------------------------------------------- what is checked
@@ -195,36 +203,55 @@ def _sublayer(
     chunk_size: Any,
 ) -> "Array":
     save, chunk_size = _check_save(save, where), _check_chunk_size(chunk_size, where)
-    config, x, params, h = _prepare(where, residual, x, A1, b1, A2, b2, activation)
+    config, x, params, h, whole = _prepare(where, residual, x, A1, b1, A2, b2, activation)
     config = config._replace(save=save)
     if chunk_size is not None:
+        check_unsharded_tokens(x, where, chunk_size)
         config, params = _chunked(config, x, h, params, chunk_size, where)
     y: Array = _rule.sublayer(config, x, params)
+    return y if whole.out is None else _finish(whole, whole.x if residual else None, y)
+
+
+class _Whole(NamedTuple):
+    """What acts after the devices' parts of a sharded sublayer are summed; `out` is None where nothing is cut."""
+
+    x: "Array"
+    out: RowParallel | None
+    b2: "Array | None"
+
+
+def _finish(whole: _Whole, x: "Array | None", u: "Array") -> "Array":
+    assert whole.out is not None
+    y: Array = _rule.finish(*vary_together(x, whole.out.leave(u), whole.b2))
     return y
 
 
 def _prepare(
     where: str, residual: bool, x: Any, A1: Any, b1: Any, A2: Any, b2: Any, activation: Any
-) -> "tuple[Config, Array, Params, jax.ShapeDtypeStruct]":
+) -> "tuple[Config, Array, Params, jax.ShapeDtypeStruct, _Whole]":
     """Checks every argument against the next, in the order in which they act, and lifts bare callables.
 
-    The last of what it returns is the hidden tensor's shape after the activation.
+    Returns the rule's arguments, the hidden tensor's shape after the activation, and what comes after the rule.
     """
-    x = _array(x, where, "x")
+    whole_x = x = _array(x, where, "x")
+    check_devices((x, A1, b1, A2, b2), where)
+    x, A1, A2, out = cross(x, A1, A2, where)
     A1 = lift(A1, x, where, "A1")
     b1, z = _affine(x, A1, b1, where, 1, "x")
     A1 = per_token(A1)
     rule, theta = activation_rule(activation, A1.out_shape, x.dtype, where)
     h = jax.eval_shape(rule.value, theta, z)
     A2 = lift(A2, h, where, "A2")
-    b2, u = _affine(h, A2, b2, where, 2, f"the hidden {tuple(h.shape)}")
+    b2, u = _affine(h, A2, b2, where, 2, f"the hidden {tuple(h.shape)}", out)
     A2 = per_token(A2)
-    if residual and u.shape != x.shape:
+    if residual and u.shape != whole_x.shape:
         raise ValueError(
-            f"{where}: expected A2.out_shape to bring the output back to x's shape {tuple(x.shape)}, "
+            f"{where}: expected A2.out_shape to bring the output back to x's shape {tuple(whole_x.shape)}, "
             f"got {A2.out_shape}, which makes it {tuple(u.shape)}"
         )
-    return Config(rule, residual), x, Params(A1, b1, A2, b2, theta), h
+    inner, outer = (b2, None) if out is None else (None, b2)
+    x, params = vary_together(x, Params(A1, b1, A2, inner, theta))
+    return Config(rule, residual and out is None), x, params, h, _Whole(whole_x, out, outer)
 
 
 def _array(value: Any, where: str, name: str) -> Any:
@@ -232,15 +259,19 @@ def _array(value: Any, where: str, name: str) -> Any:
     return jnp.asarray(value) if isinstance(value, (np.ndarray, np.generic)) else value
 
 
-def _affine(x: Any, A: LinearMap, b: Any, where: str, k: int, what: str) -> "tuple[Array | None, jax.ShapeDtypeStruct]":
-    """Checks A_k x + b_k; returns the bias and the result's shape."""
+def _affine(
+    x: Any, A: LinearMap, b: Any, where: str, k: int, what: str, leave: RowParallel | None = None
+) -> "tuple[Array | None, jax.ShapeDtypeStruct]":
+    """Checks A_k x + b_k, where `leave` sums A_k x over devices; returns the bias and the result's shape."""
     check_same_dtype(x, A.dtype, where, "x", f"A{k}")
     n = len(A.in_shape)
     if x.ndim < n or tuple(x.shape[x.ndim - n :]) != A.in_shape:
-        got = f"x of shape {tuple(x.shape)}" if k == 1 else what
-        raise ValueError(f"{where}: expected {got} to end in A{k}.in_shape: {trailing(A.in_shape)}")
+        given = f"x of shape {tuple(x.shape)}" if k == 1 else what
+        raise ValueError(f"{where}: expected {given} to end in A{k}.in_shape: {trailing(A.in_shape)}")
     out = jax.ShapeDtypeStruct((*x.shape[: x.ndim - n], *A.out_shape), x.dtype)
-    A.check_output(jax.eval_shape(A.apply, x), out, f"{where}: A{k}")
+    got = jax.eval_shape(A.apply, x)
+    A.check_output(got, out, f"{where}: A{k}")
+    out = got if leave is None else jax.eval_shape(leave.leave, got)
     if b is None:
         return None, out
     b = _array(b, where, f"b{k}")
