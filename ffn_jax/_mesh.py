@@ -126,4 +126,5 @@ def check_devices(args: Any, where: str) -> None:
 
 
 def _devices(x: "Array") -> str:
-    return ", ".join(map(str, sorted(x.sharding.device_set, key=lambda d: d.id)))
+    devices: set[Any] = x.sharding.device_set
+    return ", ".join(map(str, sorted(devices, key=lambda device: device.id)))

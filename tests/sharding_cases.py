@@ -27,7 +27,11 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 D_MODEL, D_FF, BATCH, SEQ = 8, 16, 8, 8
 F = fj.sharding
-MESHES = {"2x4": ((2, 4), ("data", "model")), "8x1": ((8, 1), ("data", "model")), "2x2x2": ((2, 2, 2), ("data", "fsdp", "model"))}
+MESHES = {
+    "2x4": ((2, 4), ("data", "model")),
+    "8x1": ((8, 1), ("data", "model")),
+    "2x2x2": ((2, 2, 2), ("data", "fsdp", "model")),
+}
 
 
 def _sigmoid(z):

@@ -1,3 +1,15 @@
+"""The sublayer on many devices, by JAX's own meshes: sharded maps, layouts, and what they communicate.
+
+A sharded map is a `LinearMap`, so that the layout is a choice of A1 and A2 and `ffn_residual` stays one function:
+
+    tensor parallel      A1 = column_parallel(A1, "model")       A2 = row_parallel(A2, "model")
+    sequence parallel    the same with sequence_parallel=True
+    fully sharded        A1 = fully_sharded(A1, "data")          A2 = fully_sharded(A2, "data")
+    data parallel        plain maps
+
+They run inside `jax.shard_map` (check_vma on or off) and under `jit` with `NamedSharding`, automatic or explicit.
+"""
+
 from ffn_jax.sharding._fully_sharded import fully_sharded as fully_sharded
 from ffn_jax.sharding._parallel import column_parallel as column_parallel
 from ffn_jax.sharding._parallel import row_parallel as row_parallel

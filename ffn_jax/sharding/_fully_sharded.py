@@ -130,8 +130,10 @@ def fully_sharded(A: LinearMap, axis: str | Axes) -> FullySharded:
     expect_map(A, "fully_sharded", "A")
     axes = check_axes(axis, "fully_sharded")
     if contains_sharded(A):
-        raise ValueError(f"fully_sharded: expected a map that is not sharded yet, got {A!r}; tensor parallelism goes "
-                         "outside: column_parallel(fully_sharded(A, 'data'), 'model')")
+        raise ValueError(
+            f"fully_sharded: expected a map that is not sharded yet, got {A!r}; tensor parallelism goes "
+            "outside: column_parallel(fully_sharded(A, 'data'), 'model')"
+        )
     return FullySharded(A, axes)
 
 
@@ -175,10 +177,9 @@ def gathered_again(params: Any, after: Any) -> Any:
 
 def scattered(params: Any, bars: Any) -> Any:
     """The transpose of `gathered`: `bars` of the whole parameters as cotangents of `params`."""
-    nodes, treedef = jax.tree.flatten(params, is_leaf=is_fully_sharded)
-    parts = [n.scattered(bar) if is_fully_sharded(n) else bar
-             for n, bar in zip(nodes, treedef.flatten_up_to(bars), strict=True)]
-    return jax.tree.unflatten(treedef, parts)
+    return jax.tree.map(
+        lambda n, bar: n.scattered(bar) if is_fully_sharded(n) else bar, params, bars, is_leaf=is_fully_sharded
+    )
 
 
 def _gather(leaf: "Array", axes: Axes) -> "Array":

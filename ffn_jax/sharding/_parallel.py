@@ -130,7 +130,9 @@ class RowParallel(_Parallel):
         axis = token_axis(u, self.out_shape, self.name)
         n = lax.axis_size(self.axes)
         if u.shape[axis] % n:
-            raise ValueError(f"row_parallel: expected {u.shape[axis]} tokens to divide by {entry_of(self.axes)!r} ({n})")
+            raise ValueError(
+                f"row_parallel: expected {u.shape[axis]} tokens to divide by {entry_of(self.axes)!r} ({n})"
+            )
         return lax.psum_scatter(u, self.axes, scatter_dimension=axis, tiled=True)
 
     def apply(self, x: "Array") -> "Array":
@@ -155,7 +157,8 @@ def column_parallel(A: LinearMap, axis: str | Axes, *, sequence_parallel: bool =
     on one device, and under `jit` with automatic or explicit sharding, where XLA adds the communication.
 
     Args:
-      A: the map, `(d_model,) -> (d_ff,)`; cut, its out_shape is `(d_ff / n,)`. May be `fully_sharded` over another axis.
+      A: the map, `(d_model,) -> (d_ff,)`; cut, its out_shape is `(d_ff / n,)`. May be `fully_sharded` over another
+        axis.
       axis: the mesh axis, or several.
       sequence_parallel: x and y hold a part of the tokens each, cut along the last token axis.
 

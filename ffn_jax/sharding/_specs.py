@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from ffn_jax._mesh import Axes, axes_of, entry_of
+from ffn_jax._mesh import Axes, entry_of
 from ffn_jax.maps._algebra import Composed, Scaled, Sum, Transposed
 from ffn_jax.maps._base import LinearMap
 from ffn_jax.maps._dense import Dense
@@ -25,7 +25,7 @@ from ffn_jax.sharding._fully_sharded import FullySharded, check_axes
 from ffn_jax.sharding._parallel import ColumnParallel, RowParallel, cross_alike, token_axis
 
 if TYPE_CHECKING:
-    from ffn_jax._rule import FFNTape
+    pass
 
 WHERE = "partition_specs"
 
@@ -52,11 +52,12 @@ class Specs(NamedTuple):
         return self[:5]
 
     @property
-    def tape(self) -> "FFNTape":
-        """The out_specs of a `shard_map` of `ffn_residual_tape`."""
+    def tape(self) -> Any:
+        """The out_specs of a `shard_map` of `ffn_residual_tape`: an `FFNTape` of specs."""
         from ffn_jax._rule import FFNTape
 
-        return FFNTape(self.hidden_pre, self.hidden_act, self.x, self.x)
+        specs: tuple[Any, ...] = (self.hidden_pre, self.hidden_act, self.x, self.x)
+        return FFNTape(*specs)
 
     def shardings(self, mesh: Mesh) -> tuple[Any, Any, Any, Any, Any]:
         """`args` as NamedShardings, for `jax.device_put((x, A1, b1, A2, b2), ...)` and `jit`."""
@@ -71,8 +72,11 @@ def partition_specs(
 
     Args:
       mesh: the mesh to lay out on.
-      x, A1, b1, A2, b2: the whole arguments of `ffn_residual`, or `ShapeDtypeStruct`s in place of arrays. The model
-        axis is the one that `column_parallel` and `row_parallel` name; plain maps are the same on every device.
+      x: the whole input of `ffn_residual`, or a `ShapeDtypeStruct` in its place, as in the others.
+      A1: its first map. The model axis is the one that `column_parallel` names; a plain map is whole on every device.
+      b1: its bias or None.
+      A2: its second map, `row_parallel` over the same axis.
+      b2: its bias or None.
       data: the mesh axis or axes that x's leading axis is cut over. Include those of `fully_sharded`.
 
     Raises:
@@ -163,7 +167,9 @@ class _Layout(NamedTuple):
 def _entries(A: Any, side: str | None, axes: Axes) -> list[list[Axes]]:
     """For every array of A, its axes' mesh axes, with A's `side` ("out", "in" or None) cut over `axes`."""
     if side is not None:
-        raise TypeError(f"{WHERE}: cannot tell how the arrays of {A!r} are cut by its {side}puts; write its specs by hand")
+        raise TypeError(
+            f"{WHERE}: cannot tell how the arrays of {A!r} are cut by its {side}puts; write its specs by hand"
+        )
     return [[()] * np.ndim(leaf) for leaf in jax.tree.leaves(A)]
 
 
