@@ -1,29 +1,23 @@
-"""Run as a script in a process with 8 devices: every layout of one group against one device, in float64.
+"""Every layout on 8 devices against one, in float64; what it communicates; what it refuses. `test_sharding` runs it.
 
-    python sharding_cases.py MODE          MODE: vma, no_vma, auto, explicit
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 pytest tests/eight_devices.py
 
-Each case is (mesh, layout, save, chunk_size, activation): all values of each and all pairs of a layout with the others,
-not the whole product. Prints one line of JSON: the largest error, relative to the largest entry, of y and of each
-cotangent of each case. The reference is the sublayer written out in plain jnp, differentiated by JAX on one device.
+The reference is the sublayer written out in plain jnp, differentiated by JAX on one device. Each layout comes with each
+other choice at least once; FFN_JAX_ALL_SHARDINGS=1 runs the whole product.
 """
 
-import json
+import itertools
 import os
-import sys
-
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.scipy.stats import norm
 from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 import ffn_jax as fj
-
-jax.config.update("jax_enable_x64", True)
-jax.config.update("jax_numpy_dtype_promotion", "strict")
-jax.config.update("jax_numpy_rank_promotion", "raise")
 
 D_MODEL, D_FF, BATCH, SEQ = 8, 16, 8, 8
 F = fj.sharding
@@ -85,20 +79,24 @@ SAVES = [("hidden_pre",), (), ("hidden_pre", "hidden_act")]
 CHUNKS = [None, 3]
 
 
-def cases(mode):
-    """Pairs of every layout with every other choice; each mesh with every layout it has the axes for."""
-    k = 0
-    for mesh in MESHES:
-        for layout in LAYOUTS:
-            if ("three" in layout) != (mesh == "2x2x2") and layout not in ("data_tensor", "fully_sharded_sequence"):
-                continue
-            for _ in range(3 if mesh == "2x4" else 1):
-                chunk = None if mode == "explicit" else CHUNKS[k % 2]
-                yield mesh, layout, SAVES[k % 3], chunk, list(ACTIVATIONS)[(k + k // 3) % 3], BIASES[k % len(BIASES)]
-                k += 1
-
-
 BIASES = ["feature", "position", "none"]
+NORMS = [None, "pre", "post"]
+MODES = ["vma", "no_vma", "auto", "explicit"]
+
+
+def cases():
+    """(mode, mesh, layout, save, chunk_size, activation, bias, norm)."""
+    whole = bool(os.environ.get("FFN_JAX_ALL_SHARDINGS"))
+    choices = list(itertools.product(SAVES, CHUNKS, ACTIVATIONS))
+    k = 0
+    for mode, mesh, layout in itertools.product(MODES, MESHES, LAYOUTS):
+        if ("three" in layout) != (mesh == "2x2x2") and layout not in ("data_tensor", "fully_sharded_sequence"):
+            continue
+        turns = [(SAVES[j % 3], CHUNKS[j % 2], list(ACTIVATIONS)[(j + j // 3) % 3]) for j in range(k, k + 2)]
+        for save, chunk, activation in choices if whole else turns[: 2 if mesh == "2x4" else 1]:
+            if not (mode == "explicit" and chunk):  # its tokens are cut: an error of its own
+                yield mode, mesh, layout, save, chunk, activation, BIASES[k % 3], NORMS[k % 3]
+            k += 1
 
 
 def arguments(activation, bias):
@@ -111,30 +109,46 @@ def arguments(activation, bias):
     return draw(BATCH, SEQ, D_MODEL), draw(D_MODEL, *hidden), b1, draw(D_MODEL, D_FF), b2
 
 
-def plain(activation, x, W1, b1, W2, b2):
-    z = jnp.einsum("bsd,d...f->bs...f", x, W1)
+def plain_norm(x, scale):
+    centred = x - jnp.mean(x, -1, keepdims=True)
+    return centred / jnp.sqrt(jnp.mean(centred**2, -1, keepdims=True) + 1e-5) * jnp.broadcast_to(scale, x.shape)
+
+
+def plain(activation, where, x, W1, b1, W2, b2, scale):
+    z = jnp.einsum("bsd,d...f->bs...f", plain_norm(x, scale) if where == "pre" else x, W1)
     z = z if b1 is None else z + jnp.broadcast_to(b1, z.shape)
     u = jnp.einsum("bsf,df->bsd", activation(z), W2)
-    return x + (u if b2 is None else u + jnp.broadcast_to(b2, u.shape))
+    y = x + (u if b2 is None else u + jnp.broadcast_to(b2, u.shape))
+    return plain_norm(y, scale) if where == "post" else y
 
 
 def seed(y):
     return jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape)
 
 
-def run(mode, mesh_name, layout, save, chunk, activation, bias):
-    shape, names = MESHES[mesh_name]
+def a_mesh(mode, name):
+    shape, names = MESHES[name]
     kind = AxisType.Explicit if mode == "explicit" else AxisType.Auto
-    mesh = jax.make_mesh(shape, names, axis_types=(kind,) * len(names))
+    return jax.make_mesh(shape, names, axis_types=(kind,) * len(names))
+
+
+@pytest.mark.parametrize(("mode", "mesh", "layout", "save", "chunk", "activation", "bias", "where"), list(cases()))
+def test_is_the_sublayer_on_one_device(mode, mesh, layout, save, chunk, activation, bias, where):
+    mesh = a_mesh(mode, mesh)
     x, W1, b1, W2, b2 = arguments(activation, bias)
     sigma, plain_sigma = ACTIVATIONS[activation]
     A1, A2, data = LAYOUTS[layout](fj.Dense(W1), fj.Dense(W2, layout="out_in"))
-    args = (x, A1, b1, A2, b2)
-    specs = F.partition_specs(mesh, *args, data=data)
-    f = lambda *args: fj.ffn_residual(*args, activation=sigma, save=save, chunk_size=chunk)
+    scale = jnp.linspace(0.5, 2.0, D_MODEL)
+    args = (x, A1, b1, A2, b2, scale)
+    specs = F.partition_specs(mesh, *args[:5], data=data)
+
+    def f(x, A1, b1, A2, b2, scale):
+        options = {} if where is None else {"norm": fj.LayerNorm(scale), "norm_first": where == "pre"}
+        return fj.ffn_residual(x, A1, b1, A2, b2, activation=sigma, save=save, chunk_size=chunk, **options)
+
     if mode in ("vma", "no_vma"):
-        f = jax.shard_map(f, mesh=mesh, in_specs=specs.args, out_specs=specs.x, check_vma=mode == "vma")
-    placed = jax.device_put(args, specs.shardings(mesh))
+        f = jax.shard_map(f, mesh=mesh, in_specs=(*specs.args, P()), out_specs=specs.x, check_vma=mode == "vma")
+    placed = jax.device_put(args, (*specs.shardings(mesh), jax.NamedSharding(mesh, P())))
     ybar = jax.device_put(seed(x), jax.NamedSharding(mesh, specs.x))
 
     @jax.jit
@@ -143,20 +157,10 @@ def run(mode, mesh_name, layout, save, chunk, activation, bias):
         return y, pull(ybar)
 
     got = both(placed, ybar)
-    y, pull = jax.vjp(lambda *a: plain(plain_sigma, *a), x, W1, b1, W2, b2)
+    y, pull = jax.vjp(lambda *args: plain(plain_sigma, where, *args), x, W1, b1, W2, b2, scale)
     expected = (y, pull(seed(y)))
     if mode != "auto":  # a cotangent lies where its primal does
         for a, c in zip(jax.tree.leaves(placed), jax.tree.leaves(got[1]), strict=True):
             assert c.sharding.is_equivalent_to(a.sharding, a.ndim), (a.sharding, c.sharding)
-    got, expected = jax.tree.leaves(got), jax.tree.leaves(expected)
-    return [float(np.max(np.abs(a - b)) / np.max(np.abs(b))) for a, b in zip(got, expected, strict=True)]
-
-
-if __name__ == "__main__":
-    worst = {}
-    for case in cases(sys.argv[1]):
-        errors = run(sys.argv[1], *case)
-        worst[str(case)] = errors
-        if "-v" in sys.argv:
-            print(case, f"{max(errors):.1e}", flush=True)
-    print(json.dumps(worst))
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * max(1.0, np.abs(b).max()))
