@@ -164,3 +164,221 @@ def test_is_the_sublayer_on_one_device(mode, mesh, layout, save, chunk, activati
             assert c.sharding.is_equivalent_to(a.sharding, a.ndim), (a.sharding, c.sharding)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * max(1.0, np.abs(b).max()))
+
+
+# ------------------------------------------------------------------------------- what is sent
+
+
+def program(mode, mesh, layout, layers=1):
+    """A scan over sublayers with every cotangent, laid out; its arguments; and the plan's arguments."""
+    mesh, (x, W1, b1, W2, b2) = a_mesh(mode, mesh), arguments("gelu", "feature")
+    A1, A2, data = LAYOUTS[layout](fj.Dense(W1), fj.Dense(W2, layout="out_in"))
+    specs = F.partition_specs(mesh, x, A1, b1, A2, b2, data=data)
+    shape = jax.tree.map(lambda spec: P(None, *spec), specs.args[1:])
+    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf] * layers), (A1, b1, A2, b2))
+
+    def stack(x, params):
+        return jax.lax.scan(lambda x, layer: (fj.ffn_residual(x, *layer), None), x, params)[0]
+
+    run = jax.shard_map(stack, mesh=mesh, in_specs=(specs.x, shape), out_specs=specs.x, check_vma=mode == "vma")
+
+    def both(x, params, ybar):
+        y, pull = jax.vjp(run, x, params)
+        return y, pull(ybar)
+
+    named = lambda tree: jax.tree.map(lambda spec: jax.NamedSharding(mesh, spec), tree)
+    args = jax.device_put((x, stacked, seed(x)), (named(specs.x), named(shape), named(specs.x)))
+    return run, both, args, ((mesh, x, A1, b1, A2, b2), data)
+
+
+def by_kind(communication):
+    """(kind, devices) -> bytes of all such collectives of one run."""
+    total = {}
+    for c in communication.collectives:
+        total[c.kind, c.devices] = total.get((c.kind, c.devices), 0) + c.times * c.bytes
+    return total
+
+
+PLANNED = [
+    *itertools.product(["2x4"], [name for name in LAYOUTS if name != "three_axes"]),
+    ("8x1", "data_tensor"),
+    ("2x2x2", "three_axes"),
+]
+
+
+@pytest.mark.parametrize(("mesh", "layout"), PLANNED)
+def test_plan_is_what_the_compiled_program_sends_and_keeps(mesh, layout):
+    layers = 3
+    _, both, args, (plan_args, data) = program("vma", mesh, layout, layers)
+    plan = F.plan(*plan_args, data=data, layers=layers)
+    assert by_kind(F.communication(both, *args)) == by_kind(plan.communication)
+    memory = jax.jit(both).lower(*args).compile().memory_analysis()
+    ends = args[0].addressable_shards[0].data.nbytes
+    assert memory.argument_size_in_bytes == plan.bytes_parameters + 2 * ends
+
+
+def test_plan_counts_what_is_saved_and_computed():
+    def of(save, layout="data_tensor"):
+        _, _, _, (args, data) = program("vma", "2x4", layout)
+        return F.plan(*args, data=data, save=save)
+
+    tokens = BATCH * SEQ // 2
+    plan = of(("hidden_pre",))
+    assert plan.devices == 8
+    assert plan.bytes_saved == 8 * tokens * (D_MODEL + D_FF // 4)
+    assert of(()).bytes_saved == 8 * tokens * D_MODEL
+    assert of(("hidden_pre", "hidden_act")).bytes_saved == 8 * tokens * (D_MODEL + 2 * D_FF // 4)
+    products = 2 * 2 * tokens * D_MODEL * D_FF // 4
+    assert products <= plan.flops_forward <= 1.5 * products
+    assert 2 * products <= plan.flops_backward <= 3 * products
+    assert of(()).flops_backward > plan.flops_backward  # z once more
+    assert "8 devices, data 2, model 4" in str(plan)
+
+
+def test_megatron_sends_one_all_reduce_forward_and_one_backward():
+    run, both, args, _ = program("vma", "2x4", "tensor")
+    forward, whole = F.communication(run, *args[:2]), F.communication(both, *args)
+    y = 8 * BATCH * SEQ * D_MODEL
+    assert by_kind(forward) == {("all-reduce", 4): y}
+    assert forward.count() == 1
+    assert by_kind(whole) == {("all-reduce", 4): 2 * y}
+    assert whole.bytes_sent() == 2 * 2 * 3 * y // 4
+    assert "all-reduce" in str(whole)
+
+
+def test_sequence_parallelism_gathers_and_scatters():
+    run, both, args, _ = program("vma", "2x4", "sequence")
+    x = 8 * BATCH * SEQ * D_MODEL
+    forward, whole = F.communication(run, *args[:2]), F.communication(both, *args)
+    assert by_kind(forward) == {("all-gather", 4): x, ("reduce-scatter", 4): x}
+    biases = {("all-reduce", 4): 8 * D_MODEL}
+    assert by_kind(whole) == {("all-gather", 4): 2 * x, ("reduce-scatter", 4): 2 * x, **biases}
+
+
+def test_collectives_in_a_loop_count_as_often_as_it_runs():
+    _, both, args, _ = program("vma", "2x4", "tensor", layers=5)
+    assert F.communication(both, *args).count("all-reduce") == 10
+
+
+def test_unread_groups_are_an_error():
+    line = "ENTRY %main () -> f32[4] {\n  %a = f32[4]{0} all-reduce(%x), replica_groups=new_form, to_apply=%add\n}"
+    with pytest.raises(ValueError, match="cannot read the groups"):
+        F._communication.from_hlo(line, 8)
+
+
+# ------------------------------------------------------------------------------- bad input
+
+X, W1, B1, W2, B2 = arguments("gelu", "feature")
+DENSE1, DENSE2 = fj.Dense(W1), fj.Dense(W2, layout="out_in")
+TENSOR = F.column_parallel(DENSE1, "model"), F.row_parallel(DENSE2, "model")
+SEQUENCE = LAYOUTS["sequence"](DENSE1, DENSE2)[:2]
+
+
+def specs_of(A1=DENSE1, A2=DENSE2, x=X, mesh=("data", "model"), **options):
+    return F.partition_specs(jax.sharding.AbstractMesh((2, 4), mesh), x, A1, B1, A2, B2, **options)
+
+
+def mapped(A1, A2, x_spec=None, A_specs=None):
+    """`ffn_residual` in shard_map with specs by hand."""
+    x_spec = x_spec or P()
+    A_specs = A_specs or [jax.tree.map(lambda _: P(), A) for A in (A1, A2)]
+    mesh = a_mesh("vma", "2x4")
+    f = lambda x, A1, A2: fj.ffn_residual(x, A1, None, A2, None)
+    return jax.jit(jax.shard_map(f, mesh=mesh, in_specs=(x_spec, *A_specs), out_specs=x_spec))(X, A1, A2)
+
+
+def narrow(d_ff):
+    return F.column_parallel(fj.Dense(W1[:, :d_ff]), "model"), F.row_parallel(fj.Dense(W2.T[:d_ff]), "model")
+
+
+def on(device, array):
+    return jax.device_put(array, jax.devices()[device])
+
+
+BAD = {
+    "no such axis": (lambda: specs_of(*TENSOR, mesh=("data", "tp")), ValueError, ["'data', 'tp'", "'model'"]),
+    "no such data axis": (lambda: specs_of(data="batch"), ValueError, ["('data', 'model')", "'batch'"]),
+    "d_ff does not divide": (lambda: specs_of(*narrow(6)), ValueError, ["divide by the 4 devices", "'model'", "got 6"]),
+    "batch does not divide": (
+        lambda: specs_of(x=X[:3], data="data"),
+        ValueError,
+        ["x (3, 8, 8)", "2 devices"],
+    ),
+    "axis used twice": (lambda: specs_of(*TENSOR, data="model"), ValueError, ["once", "'model'"]),
+    "cut twice": (lambda: F.column_parallel(TENSOR[0], "data"), ValueError, ["not cut yet", "ColumnParallel"]),
+    "sharded twice": (
+        lambda: F.fully_sharded(F.fully_sharded(DENSE1, "data"), "model"),
+        ValueError,
+        ["not sharded yet", "FullySharded"],
+    ),
+    "cut and sharded over one axis": (
+        lambda: F.column_parallel(F.fully_sharded(DENSE1, "model"), "model"),
+        ValueError,
+        ["another axis", "'model'"],
+    ),
+    "column without row": (
+        lambda: specs_of(TENSOR[0], DENSE2),
+        ValueError,
+        ["column_parallel", "row_parallel", "Dense"],
+    ),
+    "row before column": (lambda: specs_of(TENSOR[1].T, TENSOR[0].T), ValueError, ["column_parallel", "row_parallel"]),
+    "cut differently": (lambda: specs_of(TENSOR[0], SEQUENCE[1]), ValueError, ["cut alike", "sequence parallel"]),
+    "no map": (lambda: F.column_parallel(W1, "model"), TypeError, ["column_parallel", "LinearMap"]),
+    "no name": (lambda: F.row_parallel(DENSE2, 1), TypeError, ["row_parallel", "name of a mesh axis", "1"]),
+    "how to cut is not known": (
+        lambda: specs_of(F.column_parallel(fj.linear_map(lambda _, x: x, D_MODEL), "model"), TENSOR[1]),
+        TypeError,
+        ["by its outputs", "by hand"],
+    ),
+    "whole maps in place of parts": (lambda: mapped(*TENSOR), ValueError, ["cut over 'model'", "in_specs"]),
+    "tokens cut over the model axis": (
+        lambda: mapped(*TENSOR, P(None, "model"), [specs_of(*TENSOR).A1, specs_of(*TENSOR).A2]),
+        ValueError,
+        ["same along 'model'", "sequence_parallel=True"],
+    ),
+    "tokens not cut": (
+        lambda: mapped(*SEQUENCE, P(), [specs_of(*SEQUENCE).A1, specs_of(*SEQUENCE).A2]),
+        ValueError,
+        ["cut over 'model'", "sequence_parallel=True"],
+    ),
+    "arguments on different devices": (
+        lambda: fj.ffn_residual(on(0, X), on(1, DENSE1), None, DENSE2, None),
+        ValueError,
+        ["x on", "A1 on", "device_put"],
+    ),
+    "chunks of cut tokens": (
+        lambda: fj.ffn_residual(
+            jax.device_put(X, jax.NamedSharding(a_mesh("explicit", "2x4"), P("data"))),
+            *jax.device_put((DENSE1, None, DENSE2, None), jax.NamedSharding(a_mesh("explicit", "2x4"), P())),
+            chunk_size=4,
+        ),
+        ValueError,
+        ["chunk_size=4", "explicit", "shard_map"],
+    ),
+    "no layers": (
+        lambda: F.plan(jax.sharding.AbstractMesh((2,), ("data",)), X, DENSE1, B1, DENSE2, B2, layers=0),
+        ValueError,
+        ["layers", "positive", "0"],
+    ),
+    "nothing to call": (lambda: F.communication(3), TypeError, ["communication", "callable", "3"]),
+    "no such kind": (lambda: F.Communication(()).count("broadcast"), ValueError, ["all-reduce", "'broadcast'"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_named(case):
+    f, error, said = BAD[case]
+    with pytest.raises(error) as caught:
+        f()
+    message = str(caught.value)
+    assert "expected" in message or "cannot tell" in message
+    assert all(text in message for text in said), message
+
+
+def test_dropout_in_a_cut_sublayer_is_refused():
+    key = jax.random.key(0)
+    f = lambda x, A1, A2: fj.ffn_residual(x, A1, None, A2, None, dropout=fj.Dropout(0.5, key))
+    specs = specs_of(*TENSOR)
+    run = jax.shard_map(f, mesh=a_mesh("vma", "2x4"), in_specs=(P(), specs.A1, specs.A2), out_specs=P())
+    with pytest.raises(ValueError, match="no dropout in a sublayer that is cut over devices"):
+        run(X, *TENSOR)

@@ -123,8 +123,8 @@ def fully_sharded(A: LinearMap, axis: str | Axes) -> FullySharded:
     >>> A = fj.sharding.fully_sharded(fj.Dense(jnp.ones((2, 3))), "data")
     >>> mesh = jax.make_mesh((1,), ("data",))
     >>> P = jax.sharding.PartitionSpec
-    >>> jax.shard_map(lambda A, x: A(x), mesh=mesh, in_specs=(P("data"), P("data")), out_specs=P("data"))(
-    ...     A, jnp.ones((4, 2))).shape
+    >>> A, x = jax.device_put((A, jnp.ones((4, 2))), jax.NamedSharding(mesh, P("data", None)))
+    >>> jax.shard_map(lambda A, x: A(x), mesh=mesh, out_specs=P("data", None))(A, x).shape
     (4, 3)
     """
     expect_map(A, "fully_sharded", "A")

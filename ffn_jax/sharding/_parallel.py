@@ -172,9 +172,10 @@ def column_parallel(A: LinearMap, axis: str | Axes, *, sequence_parallel: bool =
     >>> A1 = fj.sharding.column_parallel(fj.Dense(jnp.ones((2, 8))), "model")
     >>> A2 = fj.sharding.row_parallel(fj.Dense(jnp.ones((8, 2))), "model")
     >>> mesh = jax.make_mesh((1,), ("model",))
-    >>> specs = fj.sharding.partition_specs(mesh, jnp.ones((4, 2)), A1, None, A2, None)
-    >>> jax.shard_map(fj.ffn_residual, mesh=mesh, in_specs=specs.args, out_specs=specs.x)(
-    ...     jnp.ones((4, 2)), A1, None, A2, None).shape
+    >>> args = jnp.ones((4, 2)), A1, None, A2, None
+    >>> specs = fj.sharding.partition_specs(mesh, *args)
+    >>> args = jax.device_put(args, specs.shardings(mesh))
+    >>> jax.shard_map(fj.ffn_residual, mesh=mesh, in_specs=specs.args, out_specs=specs.x)(*args).shape
     (4, 2)
     """
     _check_uncut(A, axis, "column_parallel")

@@ -89,7 +89,7 @@ def partition_specs(
     >>> A2 = fj.sharding.row_parallel(fj.Dense(jnp.ones((16, 8))), "model")
     >>> specs = fj.sharding.partition_specs(mesh, jnp.ones((6, 8)), A1, jnp.ones(16), A2, None, data="data")
     >>> jax.tree.leaves(specs)
-    [P('data', None), P('data', 'model'), P('model',), P('model', None), P('data', None, 'model'), P('data', 'model')]
+    [P('data', None), P('data', 'model'), P('model',), P('model', None), P('data', 'model'), P('data', 'model')]
     """
     data_axes = () if data is None else check_axes(data, WHERE)
     cut, sequence = cross_alike(A1, A2, WHERE)
