@@ -319,9 +319,9 @@ BAD = {
     "column without row": (
         lambda: specs_of(TENSOR[0], DENSE2),
         ValueError,
-        ["column_parallel", "row_parallel", "Dense"],
+        ["row_parallel", "Dense"],
     ),
-    "row before column": (lambda: specs_of(TENSOR[1].T, TENSOR[0].T), ValueError, ["column_parallel", "row_parallel"]),
+    "row before column": (lambda: specs_of(*TENSOR[::-1]), ValueError, ["A1 = column_parallel", "A1 = RowParallel"]),
     "cut differently": (lambda: specs_of(TENSOR[0], SEQUENCE[1]), ValueError, ["cut alike", "sequence parallel"]),
     "no map": (lambda: F.column_parallel(W1, "model"), TypeError, ["column_parallel", "LinearMap"]),
     "no name": (lambda: F.row_parallel(DENSE2, 1), TypeError, ["row_parallel", "name of a mesh axis", "1"]),
