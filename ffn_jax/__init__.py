@@ -18,6 +18,8 @@ from ffn_jax.activations import relu as relu
 from ffn_jax.activations import relu_squared as relu_squared
 from ffn_jax.activations import silu as silu
 from ffn_jax.activations import swiglu as swiglu
+from ffn_jax.attention import Attention as Attention
+from ffn_jax.attention import attention as attention
 from ffn_jax.ffn import ffn as ffn
 from ffn_jax.ffn import ffn_reference as ffn_reference
 from ffn_jax.ffn import ffn_residual as ffn_residual
