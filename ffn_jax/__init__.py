@@ -3,9 +3,10 @@
     y = x + A2 σ(A1 x + b1) + b2
 
 `ffn_residual` and its siblings are pure functions; `Dense`, `TimeDistributed`, `BlockDiagonal`, `linear_map` and
-`linearize` make the maps; `gelu` and its siblings are the activations.
+`linearize` make the maps; `gelu` and its siblings are the activations; `layer_norm` and `rms_norm` normalise.
 """
 
+from ffn_jax import graph as graph
 from ffn_jax._rule import FFNTape as FFNTape
 from ffn_jax.activations import Activation as Activation
 from ffn_jax.activations import activation as activation
@@ -20,6 +21,7 @@ from ffn_jax.activations import silu as silu
 from ffn_jax.activations import swiglu as swiglu
 from ffn_jax.attention import Attention as Attention
 from ffn_jax.attention import attention as attention
+from ffn_jax.dropout import Dropout as Dropout
 from ffn_jax.ffn import ffn as ffn
 from ffn_jax.ffn import ffn_reference as ffn_reference
 from ffn_jax.ffn import ffn_residual as ffn_residual
@@ -31,5 +33,11 @@ from ffn_jax.maps import LinearMap as LinearMap
 from ffn_jax.maps import TimeDistributed as TimeDistributed
 from ffn_jax.maps import linear_map as linear_map
 from ffn_jax.maps import linearize as linearize
+from ffn_jax.norms import LayerNorm as LayerNorm
+from ffn_jax.norms import RMSNorm as RMSNorm
+from ffn_jax.norms import layer_norm as layer_norm
+from ffn_jax.norms import layer_norm_reference as layer_norm_reference
+from ffn_jax.norms import rms_norm as rms_norm
+from ffn_jax.norms import rms_norm_reference as rms_norm_reference
 
 __version__ = "0.1.0"

@@ -105,14 +105,15 @@ def _token_ids(tokens: Tokens, k: Any, count: int) -> "Array":
 
 
 def _rows_of(tokens: Tokens, params: Any, ids: "Array") -> Any:
-    """The parameters as one chunk sees them: biases that vary over the tokens give the rows of `ids`."""
+    """The parameters as one chunk sees them: biases that vary over the tokens give the rows of `ids`; dropout its."""
 
     def rows(b: "Array | None") -> "Array | None":
         if b is None or not _varies(tokens, b):
             return None if b is None else b.reshape(_feature_shape(tokens, b))
         return _table(tokens, b)[_row_ids(tokens, b, ids)]
 
-    return params._replace(b1=rows(params.b1), b2=rows(params.b2))
+    seed = None if params.seed is None else params.seed._replace(tokens=ids)
+    return params._replace(b1=rows(params.b1), b2=rows(params.b2), seed=seed)
 
 
 def _accumulate(tokens: Tokens, total: Any, bars: Any, ids: "Array") -> Any:

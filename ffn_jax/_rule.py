@@ -10,6 +10,12 @@ Reverse, with seeds z̃, h̃, ũ, ȳ on the four saved tensors (the sublayer alo
     b̄2 = Σ ū             Ā2 = pullback of A2 at (h, ū)
     b̄1 = Σ z̄             Ā1 = pullback of A1 at (x, z̄)
 
+With pre-norm the first map reads x̂ = norm(x), which is not kept but computed again:
+
+    z = A1 x̂ + b1        Ā1 = pullback of A1 at (x̂, z̄)        x̄ = ȳ + pullback of norm at x of A1ᵀ z̄
+
+Dropout multiplies h or u by a diagonal map, drawn again from its key and its own transpose (`ffn_jax.dropout`).
+
 This is the adjoint of the Fréchet derivative of x -> (z, h, u, y): TorchLean,
 `seqFfnResidual_backpropVec_eq_adjoint_fderiv`. What the backward keeps is x and any of z and h; what is not
 kept is computed again. Parameter cotangents stay in float32 for half types until the last cast.
@@ -21,9 +27,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ffn_jax import _chunks
+from ffn_jax import _blocks, _chunks, norms
 from ffn_jax._activation_rule import ActivationRule
 from ffn_jax._checks import wide
+from ffn_jax.dropout import Rate, Seed, drop
 from ffn_jax.maps._base import LinearMap, cast_like
 
 if TYPE_CHECKING:
@@ -35,9 +42,9 @@ class FFNTape(NamedTuple):
 
     Attributes:
       hidden_pre: z = A1 x + b1, `(*batch, *A1.out_shape)`.
-      hidden_act: h = σ(z), `(*batch, *A2.in_shape)`.
-      projected: u = A2 h + b2, x's shape.
-      output: y = x + u, x's shape.
+      hidden_act: h = σ(z), `(*batch, *A2.in_shape)`, as A2 reads it: after dropout on the hidden.
+      projected: u = A2 h + b2, x's shape, as it is added to x: after dropout on the output.
+      output: y = x + u, x's shape, after a post-norm.
     """
 
     hidden_pre: "Array"
@@ -47,13 +54,15 @@ class FFNTape(NamedTuple):
 
 
 class Params(NamedTuple):
-    """Everything differentiable but x: the maps, the biases, and arrays that a plain activation closes over."""
+    """All arrays but x: maps, biases, what a plain activation closes over, the pre-norm's parameters, random bits."""
 
     A1: LinearMap
     b1: "Array | None"
     A2: LinearMap
     b2: "Array | None"
     theta: Any = ()
+    norm: norms.Affine | None = None
+    seed: Seed | None = None
 
 
 class Config(NamedTuple):
@@ -63,6 +72,9 @@ class Config(NamedTuple):
     residual: bool = True
     save: tuple[str, ...] = ("hidden_pre",)
     tokens: _chunks.Tokens | None = None
+    blocks: _blocks.Blocks | None = None
+    norm: norms.Form | None = None
+    dropout: Rate | None = None
 
 
 # --------------------------------------------------------------------------------------- the equations
@@ -70,10 +82,15 @@ class Config(NamedTuple):
 
 def evaluate(config: Config, x: "Array", params: Params, undecorated: bool = False) -> FFNTape:
     """The four forward equations; `undecorated` in plain JAX throughout, as a reference has to be."""
-    A1, b1, A2, b2, theta = params
-    z = add_bias(A1.apply(x) if undecorated else A1.call(x), b1)
-    h = config.activation.value(theta, z)
+    A1, b1, A2, b2, theta, affine, seed = params
+    xhat = x
+    if config.norm is not None and affine is not None:
+        normalise = norms.undecorated if undecorated else norms.normalise
+        xhat = normalise(config.norm, x, affine)
+    z = add_bias(A1.apply(xhat) if undecorated else A1.call(xhat), b1)
+    h = drop(config.dropout, seed, "hidden", config.activation.value(theta, z), A2.in_shape)
     u = add_bias(A2.apply(h) if undecorated else A2.call(h), b2)
+    u = drop(config.dropout, seed, "output", u, A2.out_shape)
     return FFNTape(z, h, u, x + u if config.residual else u)
 
 
@@ -90,23 +107,30 @@ def pull_back(
     config: Config, x: "Array", z: "Array | None", h: "Array | None", params: Params, seeds: Seeds
 ) -> "tuple[Array, Params]":
     """The reverse equations: x̄, and the cotangents of the parameters before their last cast."""
-    A1, b1, A2, b2, theta = params
+    A1, b1, A2, b2, theta, affine, seed = params
+    xhat, rows = x, None
+    if config.norm is not None and affine is not None:
+        rows = norms.statistics(config.norm, x)
+        xhat = norms.value(x, affine, rows)
     if z is None:
-        z = add_bias(A1.call(x), b1)
+        z = add_bias(A1.call(xhat), b1)
     h_again, activation_pullback = config.activation.pullback(theta, z)
-    h = h_again if h is None else h
+    h = drop(config.dropout, seed, "hidden", h_again, A2.in_shape) if h is None else h
 
-    ubar = add(seeds.output, seeds.projected)
+    ubar = drop(config.dropout, seed, "output", add(seeds.output, seeds.projected), A2.out_shape)
     hbar = add(A2.transpose_call(ubar), seeds.hidden_act)
-    theta_bar, zbar = activation_pullback(hbar)
+    theta_bar, zbar = activation_pullback(drop(config.dropout, seed, "hidden", hbar, A2.in_shape))
     zbar = add(zbar, seeds.hidden_pre)
-    xbar = A1.transpose_call(zbar)
+    xbar, affine_bar = A1.transpose_call(zbar), None
+    if affine is not None and rows is not None:
+        xbar, affine_bar = norms.pull_back(x, affine, rows, xbar)
     if config.residual:
         xbar = seeds.output + xbar
 
     A2_bar, b2_bar = A2.params_vjp(h, ubar), sum_to(ubar, b2)
-    A1_bar, b1_bar = A1.params_vjp(x, zbar), sum_to(zbar, b1)
-    return xbar, Params(A1_bar, b1_bar, A2_bar, b2_bar, theta_bar)
+    A1_bar, b1_bar = A1.params_vjp(xhat, zbar), sum_to(zbar, b1)
+    seed = None if seed is None else seed._replace(tokens=None)  # integers: a placeholder, the chunks' sum has none
+    return xbar, Params(A1_bar, b1_bar, A2_bar, b2_bar, theta_bar, affine_bar, seed)
 
 
 def add(a: "Array", b: "Array | None") -> "Array":
@@ -138,7 +162,10 @@ def sublayer(config: Config, x: "Array", params: Params) -> "Array":
 
 
 def _forward(config: Config, x: "Array", params: Params) -> "tuple[Array, _Saved]":
-    def step(x: "Array", params: Params) -> "tuple[Array, _Saved]":
+    def step(x: "Array", params: Params, config: Config = config) -> "tuple[Array, Any]":
+        if config.blocks is not None:
+            one_block = partial(step, config=config._replace(residual=False, blocks=None))
+            return _blocks.forward(config.blocks, one_block, x, params, _without_hidden(config, x, params))
         tape = evaluate(config, x, params)
         return tape.output, _Saved(**{name: getattr(tape, name) for name in config.save})
 
@@ -148,8 +175,13 @@ def _forward(config: Config, x: "Array", params: Params) -> "tuple[Array, _Saved
 
 
 def _backward(config: Config, residuals: "tuple[Array, _Saved, Params]", ybar: "Array") -> "tuple[Array, Params]":
-    def step(x: "Array", saved: _Saved, params: Params, ybar: "Array") -> "tuple[Array, Params]":
-        return pull_back(config, x, *saved, params, Seeds(None, None, None, ybar))
+    def step(x: "Array", saved: Any, params: Params, ybar: "Array", config: Config = config) -> "tuple[Array, Params]":
+        if config.blocks is not None:
+            one_block = partial(step, ybar=ybar, config=config._replace(residual=False, blocks=None))
+            start = ybar if config.residual else jnp.zeros_like(x)
+            xbar, bars = _blocks.backward(config.blocks, one_block, x, saved, params, start)
+            return xbar, bars._replace(b2=sum_to(ybar, params.b2))
+        return pull_back(config, x, saved.hidden_pre, saved.hidden_act, params, Seeds(None, None, None, ybar))
 
     x, saved, params = residuals
     if config.tokens is None:
@@ -157,6 +189,13 @@ def _backward(config: Config, residuals: "tuple[Array, _Saved, Params]", ybar: "
     else:
         xbar, bars = _chunks.backward(config.tokens, step, x, saved, params, ybar)
     return xbar, cast_like(params, bars)
+
+
+def _without_hidden(config: Config, x: "Array", params: Params) -> "Array":
+    """y less the sum over the hidden features: x + b2."""
+    batch = x.shape[: x.ndim - len(params.A1.in_shape)]
+    u = add_bias(jnp.zeros((*batch, *params.A2.out_shape), x.dtype), params.b2)
+    return x + u if config.residual else u
 
 
 class _Saved(NamedTuple):

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ffn_jax._checks import check_floating, wide
+from ffn_jax._fast import kept
 
 if TYPE_CHECKING:
     from jax import Array
@@ -144,7 +145,7 @@ def _gelu_exact(z: "Array") -> "Array":
 
 
 def _gelu_exact_pair(z: "Array") -> "tuple[Array, Array]":
-    phi = 0.5 * lax.erfc(-_SQRT_HALF * z)
+    phi = kept(0.5 * lax.erfc(-_SQRT_HALF * z))
     density = (0.5 * _SQRT_2_OVER_PI) * jnp.exp(-0.5 * (z * z))
     return z * phi, phi + z * density
 
@@ -191,7 +192,11 @@ gelu = Activation("gelu", _gelu, _gelu_pair)
 """GELU in its tanh form, z/2 (1 + tanh(√(2/π) (z + 0.044715 z³))): the default, as in GPT-2 and flax."""
 
 gelu_exact = Activation("gelu_exact", _gelu_exact, _gelu_exact_pair)
-"""GELU in its exact form, z Φ(z) with the normal distribution function Φ, as in BERT and PyTorch's default."""
+"""GELU in its exact form, z Φ(z) with the normal distribution function Φ, as in BERT and PyTorch's default.
+
+Φ is evaluated by erfc, which is accurate in the negative tail; erf is cheaper but loses all digits there
+(`benchmarks/results/exact_gelu.json`).
+"""
 
 silu = Activation("silu", _silu, _silu_pair)
 """SiLU (swish), z / (1 + e⁻ᶻ)."""

@@ -6,21 +6,26 @@ A1 and A2 are any `LinearMap`s, or bare callables on the whole array; σ is any 
 what it is given and says what it does; the equations stand in `ffn_jax._rule`.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ffn_jax import _rule
-from ffn_jax._activation_rule import activation_rule
-from ffn_jax._checks import check_floating, check_same_dtype, size, trailing
+from ffn_jax import _fast, _rule, norms
+from ffn_jax._activation_rule import PairRule, activation_rule
+from ffn_jax._blocks import Blocks
+from ffn_jax._checks import check_floating, check_same_dtype, is_size, size, trailing
 from ffn_jax._chunks import Tokens
 from ffn_jax._rule import Config, FFNTape, Params
 from ffn_jax.activations import Activation, gelu
-from ffn_jax.maps import LinearMap
+from ffn_jax.dropout import Dropout
+from ffn_jax.dropout import prepare as prepare_dropout
+from ffn_jax.maps import BlockDiagonal, Dense, LinearMap, TimeDistributed
+from ffn_jax.maps._algebra import Composed, Scaled, Sum, Transposed
 from ffn_jax.maps._function import lift
 from ffn_jax.maps._time_distributed import per_token
+from ffn_jax.norms import LayerNorm, RMSNorm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,6 +39,14 @@ if TYPE_CHECKING:
 SAVEABLE = ("hidden_pre", "hidden_act")
 
 
+class Extras(NamedTuple):
+    """What may stand around the two maps, as the user gave it."""
+
+    norm: LayerNorm | RMSNorm | None
+    norm_first: bool
+    dropout: Dropout | None
+
+
 def ffn_residual(
     x: "ArrayLike",
     A1: "Linear",
@@ -42,8 +55,12 @@ def ffn_residual(
     b2: "ArrayLike | None",
     *,
     activation: "AnyActivation" = gelu,
+    norm: "LayerNorm | RMSNorm | None" = None,
+    norm_first: bool = True,
+    dropout: "Dropout | None" = None,
     save: "Sequence[str]" = ("hidden_pre",),
-    chunk_size: int | None = None,
+    chunk_size: "int | Literal['none'] | None" = None,
+    hidden_chunk_size: int | None = None,
 ) -> "Array":
     """y = x + A2 σ(A1 x + b1) + b2, with a reverse rule that keeps what you choose.
 
@@ -55,10 +72,20 @@ def ffn_residual(
       b2: its bias, likewise.
       activation: `gelu` (tanh form) and its siblings, `ffn_jax.activation(...)` with a derivative of your own, or
         any plain function of one token's hidden features. Gated units take a hidden of shape `(..., 2, d_ff)`.
+      norm: a `LayerNorm` or `RMSNorm` over the last axis.
+      norm_first: whether it stands before the sublayer, y = x + ffn(norm(x)) (pre-norm, as in GPT-2 and ViT), or after
+        the sum, y = norm(x + ffn(x)) (post-norm, as in BERT). Before, its result is not kept but computed again;
+        after, its input x + ffn(x) is kept too.
+      dropout: `ffn_jax.Dropout(rate, key, on="output" | "hidden" | "both")`, or None; the mask is never kept.
       save: what the backward pass keeps besides x, of "hidden_pre" and "hidden_act"; the rest is computed again.
         `("hidden_pre",)` repeats no matrix product, `()` repeats one and keeps x alone.
       chunk_size: how many tokens (entries of the leading axes) are worked on at a time, so that with `save=()`
-        the hidden tensor never exists whole; need not divide the tokens. None: all at once.
+        the hidden tensor never exists whole; need not divide the tokens. "none": all at once, always. None: chosen
+        by a rule: near 512 from 2048 tokens on, where one CPU device does the work, both maps are products
+        (`Dense` and what is built of it) and no bias varies over the tokens; all at once otherwise.
+      hidden_chunk_size: how many hidden features are worked on at a time, a divisor of d_ff; both maps must be
+        `Dense`, the activation an `Activation`. The hidden tensor never exists whole then either, and weight
+        cotangents are written once, not accumulated. None: all at once.
 
     Returns:
       y, of x's shape and dtype. Half-precision products accumulate in float32, and parameter cotangents are
@@ -68,8 +95,9 @@ def ffn_residual(
       TypeError, ValueError: an argument is of the wrong kind, shape or dtype; the message says what was
         expected and what was got. `jax.jvp` raises TypeError: for forward mode use `ffn_residual_reference`.
 
-    Source: Vaswani et al. 2017 (arXiv:1706.03762), eq. 2, with the residual connection of section 3.1; the rule is
-    TorchLean's `seqFfnResidual_backpropVec_eq_adjoint_fderiv`.
+    Source: Vaswani et al. 2017 (arXiv:1706.03762), eq. 2, with the residual connection of section 3.1; pre-norm and
+    post-norm as in Xiong et al. 2020 (arXiv:2002.04745), table 1; the rule is TorchLean's
+    `seqFfnResidual_backpropVec_eq_adjoint_fderiv`.
 
     >>> import jax, jax.numpy as jnp, ffn_jax as fj
     >>> keys = jax.random.split(jax.random.key(0), 3)
@@ -80,7 +108,8 @@ def ffn_residual(
     >>> jax.jit(jax.grad(loss))(A1, A2)
     Dense((8,) -> (32,), float32, in_out)
     """
-    return _sublayer("ffn_residual", True, x, A1, b1, A2, b2, activation, save, chunk_size)
+    extras = Extras(norm, norm_first, dropout)
+    return _sublayer("ffn_residual", True, x, A1, b1, A2, b2, activation, extras, save, chunk_size, hidden_chunk_size)
 
 
 def ffn(
@@ -91,8 +120,12 @@ def ffn(
     b2: "ArrayLike | None",
     *,
     activation: "AnyActivation" = gelu,
+    norm: "LayerNorm | RMSNorm | None" = None,
+    norm_first: bool = True,
+    dropout: "Dropout | None" = None,
     save: "Sequence[str]" = ("hidden_pre",),
-    chunk_size: int | None = None,
+    chunk_size: "int | Literal['none'] | None" = None,
+    hidden_chunk_size: int | None = None,
 ) -> "Array":
     """A2 σ(A1 x + b1) + b2: `ffn_residual` without "x +". A2's output may have another shape than x.
 
@@ -103,7 +136,8 @@ def ffn(
     >>> fj.ffn(jnp.array([-1.0, 2.0]), A, None, A, None, activation=fj.relu).tolist()
     [0.0, 2.0]
     """
-    return _sublayer("ffn", False, x, A1, b1, A2, b2, activation, save, chunk_size)
+    extras = Extras(norm, norm_first, dropout)
+    return _sublayer("ffn", False, x, A1, b1, A2, b2, activation, extras, save, chunk_size, hidden_chunk_size)
 
 
 def ffn_residual_tape(
@@ -114,6 +148,9 @@ def ffn_residual_tape(
     b2: "ArrayLike | None",
     *,
     activation: "AnyActivation" = gelu,
+    norm: "LayerNorm | RMSNorm | None" = None,
+    norm_first: bool = True,
+    dropout: "Dropout | None" = None,
 ) -> FFNTape:
     """All that `ffn_residual` computes: (hidden_pre, hidden_act, projected, output).
 
@@ -130,8 +167,10 @@ def ffn_residual_tape(
     >>> jax.grad(loss)(jnp.array([-1.0, 2.0])).tolist()
     [1.0, 2.5]
     """
-    config, x, params, _ = _prepare("ffn_residual_tape", True, x, A1, b1, A2, b2, activation)
-    return _rule.sublayer_tape(config, x, params)
+    extras = Extras(norm, norm_first, dropout)
+    config, x, params, _ = _prepare("ffn_residual_tape", True, x, A1, b1, A2, b2, activation, extras)
+    tape = _rule.sublayer_tape(config, x, params)
+    return tape._replace(output=_after(extras, tape.output))
 
 
 def ffn_residual_reference(
@@ -142,6 +181,9 @@ def ffn_residual_reference(
     b2: "ArrayLike | None",
     *,
     activation: "AnyActivation" = gelu,
+    norm: "LayerNorm | RMSNorm | None" = None,
+    norm_first: bool = True,
+    dropout: "Dropout | None" = None,
 ) -> "Array":
     """`ffn_residual` in undecorated JAX: the reference that the rule is compared with.
 
@@ -155,8 +197,9 @@ def ffn_residual_reference(
     >>> jax.jvp(f, (jnp.array([-1.0, 2.0]),), (jnp.ones(2),))[1].tolist()
     [1.0, 2.0]
     """
-    config, x, params, _ = _prepare("ffn_residual_reference", True, x, A1, b1, A2, b2, activation)
-    return _rule.evaluate(config, x, params, undecorated=True).output
+    extras = Extras(norm, norm_first, dropout)
+    config, x, params, _ = _prepare("ffn_residual_reference", True, x, A1, b1, A2, b2, activation, extras)
+    return _after(extras, _rule.evaluate(config, x, params, undecorated=True).output, undecorated=True)
 
 
 def ffn_reference(
@@ -167,6 +210,9 @@ def ffn_reference(
     b2: "ArrayLike | None",
     *,
     activation: "AnyActivation" = gelu,
+    norm: "LayerNorm | RMSNorm | None" = None,
+    norm_first: bool = True,
+    dropout: "Dropout | None" = None,
 ) -> "Array":
     """`ffn` in undecorated JAX, as `ffn_residual_reference` is of `ffn_residual`.
 
@@ -175,8 +221,9 @@ def ffn_reference(
     >>> jax.jacfwd(lambda x: fj.ffn_reference(x, A, None, A, None, activation=fj.relu))(jnp.array([-1.0, 2.0])).tolist()
     [[0.0, 0.0], [0.0, 1.0]]
     """
-    config, x, params, _ = _prepare("ffn_reference", False, x, A1, b1, A2, b2, activation)
-    return _rule.evaluate(config, x, params, undecorated=True).output
+    extras = Extras(norm, norm_first, dropout)
+    config, x, params, _ = _prepare("ffn_reference", False, x, A1, b1, A2, b2, activation, extras)
+    return _after(extras, _rule.evaluate(config, x, params, undecorated=True).output, undecorated=True)
 
 
 # ------------------------------------------------------------------------------------- what is checked
@@ -191,22 +238,37 @@ def _sublayer(
     A2: Any,
     b2: Any,
     activation: Any,
+    extras: Extras,
     save: Any,
     chunk_size: Any,
+    hidden_chunk_size: Any,
 ) -> "Array":
     save, chunk_size = _check_save(save, where), _check_chunk_size(chunk_size, where)
-    config, x, params, h = _prepare(where, residual, x, A1, b1, A2, b2, activation)
+    config, x, params, h = _prepare(where, residual, x, A1, b1, A2, b2, activation, extras)
     config = config._replace(save=save)
-    if chunk_size is not None:
+    if hidden_chunk_size is not None:
+        config, params = _in_blocks(config, params, hidden_chunk_size, where)
+    if chunk_size is None:
+        chunk_size = "none" if config.blocks else _chosen_chunk_size(x, h, params)
+    if chunk_size != "none":
         config, params = _chunked(config, x, h, params, chunk_size, where)
-    y: Array = _rule.sublayer(config, x, params)
-    return y
+    return _after(extras, _rule.sublayer(config, x, params))
+
+
+def _after(extras: Extras, y: "Array", undecorated: bool = False) -> "Array":
+    """The post-norm of y, where there is one."""
+    if extras.norm is None or extras.norm_first:
+        return y
+    normalise = norms.undecorated if undecorated else norms.normalise
+    return normalise(extras.norm.form, y, extras.norm.affine)
 
 
 def _prepare(
-    where: str, residual: bool, x: Any, A1: Any, b1: Any, A2: Any, b2: Any, activation: Any
+    where: str, residual: bool, x: Any, A1: Any, b1: Any, A2: Any, b2: Any, activation: Any, extras: Extras
 ) -> "tuple[Config, Array, Params, jax.ShapeDtypeStruct]":
     """Checks every argument against the next, in the order in which they act, and lifts bare callables.
+
+    A pre-norm becomes part of the rule; a post-norm is checked here and applied by `_after`.
 
     The last of what it returns is the hidden tensor's shape after the activation.
     """
@@ -224,7 +286,26 @@ def _prepare(
             f"{where}: expected A2.out_shape to bring the output back to x's shape {tuple(x.shape)}, "
             f"got {A2.out_shape}, which makes it {tuple(u.shape)}"
         )
-    return Config(rule, residual), x, Params(A1, b1, A2, b2, theta), h
+    form, affine = _check_norm(extras, x, u, A1, where)
+    rate, seed = prepare_dropout(extras.dropout, where)
+    config = Config(rule, residual, norm=form, dropout=rate)
+    return config, x, Params(A1, b1, A2, b2, theta, affine, seed), h
+
+
+def _check_norm(
+    extras: Extras, x: Any, u: Any, A1: LinearMap, where: str
+) -> "tuple[norms.Form | None, norms.Affine | None]":
+    """The pre-norm, or two times None."""
+    if not isinstance(extras.norm_first, (bool, np.bool_)):
+        raise TypeError(f"{where}: expected norm_first to be True or False, got {extras.norm_first!r}")
+    if extras.norm is None:
+        return None, None
+    norms.check_norm(extras.norm, x if extras.norm_first else u, where)
+    if not extras.norm_first:
+        return None, None
+    if not A1.in_shape:
+        raise ValueError(f"{where}: expected norm to have a feature axis of A1 to act on, got A1.in_shape ()")
+    return extras.norm.form, extras.norm.affine
 
 
 def _array(value: Any, where: str, name: str) -> Any:
@@ -266,14 +347,63 @@ def _check_save(save: Any, where: str) -> tuple[str, ...]:
     return tuple(name for name in SAVEABLE if name in save)
 
 
-def _check_chunk_size(chunk_size: Any, where: str) -> int | None:
+def _check_chunk_size(chunk_size: Any, where: str) -> "int | Literal['none'] | None":
     if chunk_size is None:
         return None
+    if isinstance(chunk_size, str) and chunk_size == "none":
+        return "none"
     if isinstance(chunk_size, bool) or not isinstance(chunk_size, (int, np.integer)):
-        raise TypeError(f"{where}: expected chunk_size to be an int (tokens) or None, got {chunk_size!r}")
+        raise TypeError(f"{where}: expected chunk_size to be an int (tokens), 'none' or None, got {chunk_size!r}")
     if chunk_size < 1:
         raise ValueError(f"{where}: expected chunk_size >= 1 (tokens), got {chunk_size}")
     return int(chunk_size)
+
+
+def _in_blocks(config: Config, params: Params, features: Any, where: str) -> tuple[Config, Params]:
+    """The same sublayer in blocks of hidden features."""
+    A1, b1, A2, *_ = params
+    if not is_size(features):
+        raise TypeError(f"{where}: expected hidden_chunk_size to be an int (hidden features) or None, got {features!r}")
+    if not (isinstance(A1, Dense) and isinstance(A2, Dense) and len(A2.in_shape) == 1 and A1.out_shape):
+        raise TypeError(
+            f"{where}: hidden_chunk_size needs Dense maps, A2 of one input axis, got {A1!r} and {A2!r}; "
+            "chunk_size works on any maps that act on each token alone"
+        )
+    if config.norm is not None or config.dropout is not None:
+        raise ValueError(
+            f"{where}: hidden_chunk_size takes no pre-norm and no dropout, which each block would repeat; "
+            "normalise x before, or use chunk_size"
+        )
+    if not isinstance(config.activation, PairRule):
+        raise TypeError(
+            f"{where}: hidden_chunk_size needs an activation of each feature alone, an Activation such as fj.gelu; "
+            f"got a plain function: wrap it with ffn_jax.activation(value, value_and_derivative)"
+        )
+    (d_ff,) = A2.in_shape
+    if features < 1 or d_ff % features:
+        raise ValueError(f"{where}: expected hidden_chunk_size to divide d_ff={d_ff}, got {features}")
+    if b1 is not None:  # a bias shared by all features is one for each
+        b1 = jnp.broadcast_to(b1, (*b1.shape[:-1], d_ff))
+    return config._replace(blocks=Blocks(features)), params._replace(b1=b1)
+
+
+def _chosen_chunk_size(x: "Array", h: jax.ShapeDtypeStruct, params: Params) -> "int | Literal['none']":
+    """What `chunk_size=None` means here; see `ffn_jax._fast`."""
+    A1, b1, A2, b2, *_ = params
+    tokens = tuple(x.shape[: x.ndim - len(A1.in_shape)])
+    alone = tokens == tuple(h.shape[: h.ndim - len(A2.in_shape)])
+    shared = all(b is None or b.ndim <= len(A.out_shape) for A, b in ((A1, b1), (A2, b2)))
+    if not (alone and shared and _made_of_products(A1) and _made_of_products(A2)):
+        return "none"
+    return _fast.chunk_size(tokens) or "none"
+
+
+def _made_of_products(A: Any) -> bool:
+    """Whether A is `Dense`, or composed of such by this library's own algebra."""
+    if not isinstance(A, (TimeDistributed, BlockDiagonal, Composed, Sum, Scaled, Transposed)):
+        return isinstance(A, Dense)
+    parts = jax.tree.leaves(A, is_leaf=lambda part: isinstance(part, LinearMap) and part is not A)
+    return all(_made_of_products(part) for part in parts if isinstance(part, LinearMap))
 
 
 def _chunked(
@@ -296,7 +426,7 @@ def _chunked(
         return config, params
     b1 = _all_axes(params.b1, len(shape) + len(A1.out_shape))
     b2 = _all_axes(params.b2, len(shape) + len(A2.out_shape))
-    return config._replace(tokens=Tokens(shape, chunk_size)), Params(A1, b1, A2, b2, params.theta)
+    return config._replace(tokens=Tokens(shape, chunk_size)), params._replace(b1=b1, b2=b2)
 
 
 def _all_axes(b: "Array | None", ndim: int) -> "Array | None":

@@ -112,6 +112,29 @@ CASES = {
     "chunk_size negative": (lambda: ffn(chunk_size=-4), ValueError, ["chunk_size >= 1", "-4"]),
     "chunk_size a float": (lambda: ffn(chunk_size=2.0), TypeError, ["chunk_size", "int", "2.0"]),
     "chunk_size a bool": (lambda: ffn(chunk_size=True), TypeError, ["chunk_size", "int", "True"]),
+    "chunk_size another word": (lambda: ffn(chunk_size="all"), TypeError, ["chunk_size", "'none'", "'all'"]),
+    "hidden_chunk_size that does not divide": (
+        lambda: ffn(hidden_chunk_size=7),
+        ValueError,
+        ["hidden_chunk_size", "divide", "got 7"],
+    ),
+    "hidden_chunk_size zero": (lambda: ffn(hidden_chunk_size=0), ValueError, ["hidden_chunk_size", "got 0"]),
+    "hidden_chunk_size a float": (lambda: ffn(hidden_chunk_size=2.0), TypeError, ["hidden_chunk_size", "2.0"]),
+    "hidden blocks of a general map": (
+        lambda: ffn(A1=lambda x: x @ W1, hidden_chunk_size=2),
+        TypeError,
+        ["hidden_chunk_size", "Dense"],
+    ),
+    "hidden blocks of a plain activation": (
+        lambda: ffn(activation=jnp.tanh, hidden_chunk_size=2),
+        TypeError,
+        ["hidden_chunk_size", "Activation"],
+    ),
+    "hidden blocks of a pre-norm": (
+        lambda: ffn(hidden_chunk_size=5, norm=fj.LayerNorm(jnp.ones(3))),
+        ValueError,
+        ["hidden_chunk_size", "no pre-norm"],
+    ),
     "chunks of a map over tokens": (
         lambda: ffn(A1=lambda x: x @ W1, chunk_size=2),
         ValueError,

@@ -23,6 +23,23 @@ def test_saved_bytes_are_those_of_the_committed_job():
     assert [int(n.replace(",", "")) for n in table] == list(saved)
 
 
+def benchmark_rows():
+    """The README's benchmark table, from the committed results."""
+    for name in ("sublayer", "forward", "stack"):
+        for table in json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())["tables"]:
+            rows = {row["name"]: row for row in table["rows"]}
+            own, plain = rows["ffn_jax"], rows["plain jnp"]
+            peers = [r["ratio"] for r in rows.values() if not r["name"].startswith(("ffn", "bare", "torch"))]
+            memory = [f"{row['temporary_mib']:.0f}" for row in (own, rows["ffn_jax, save=()"], plain)]
+            products = f"{rows['bare products']['ratio']:.2f}" if "bare products" in rows else ""
+            title = table["title"].replace(", float32", "")
+            yield f"| {title} | {own['ratio']:.2f} | {min(peers):.2f} | {products} | {' / '.join(memory)} |"
+
+
+def test_benchmark_table_is_that_of_the_committed_results():
+    assert [row for row in benchmark_rows() if row not in README] == []
+
+
 def test_files_of_the_architecture_exist():
     listing = README.split("## How it is made")[1]
     names = re.findall(r"^      (\S+)  ", listing, re.MULTILINE)

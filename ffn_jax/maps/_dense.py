@@ -17,6 +17,7 @@ import numpy as np
 from jax import lax
 
 from ffn_jax._checks import Shape, check_floating, size, wide
+from ffn_jax._fast import outer
 from ffn_jax._pytree import pytree_dataclass, static
 from ffn_jax.maps._base import LinearMap
 
@@ -105,9 +106,7 @@ class Dense(LinearMap):
         # As a product of matrices: XLA's CPU backend has no half-precision product with more output axes.
         x = x.reshape(*self._batch(x, self.in_shape), size(self.in_shape))
         ybar = ybar.reshape(*self._batch(ybar, self.out_shape), size(self.out_shape))
-        first, second = (x, ybar) if self.layout == "in_out" else (ybar, x)
-        batch = tuple(range(x.ndim - 1))
-        product = lax.dot_general(first, second, ((batch, batch), ((), ())), preferred_element_type=wide(x.dtype))
+        product = outer(x, ybar) if self.layout == "in_out" else outer(ybar, x)
         weight_bar = product.reshape(self.weight.shape)
         return dataclasses.replace(self, weight=weight_bar)
 

@@ -10,10 +10,12 @@ shape and a seed on the input and on every saved tensor.
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
 import ffn_jax as fj
+from ffn_jax import _fast
 from ffn_jax.maps._base import ruled_call, ruled_transpose
 from ffn_jax.verify.symbolic import opaque_linear_map
 
@@ -53,15 +55,29 @@ def theorems() -> Iterator[Theorem]:
     yield _sublayer("ffn_residual, chunks of 3 tokens", tokens="3*k+3,", chunk_size=3)
     yield _sublayer("ffn_residual, chunks of 3, x alone kept", tokens="3*k+3,", chunk_size=3, save=())
     yield _sublayer("ffn_residual, chunks of 3, swiglu", tokens="3*k+3,", chunk_size=3, activation=fj.swiglu)
+    yield _sublayer("ffn_residual, blocks of 3 hidden features", hidden="3*k", hidden_chunk_size=3)
+    yield _sublayer("ffn_residual, blocks of 3, x alone kept", hidden="3*k", hidden_chunk_size=3, save=())
+    yield _on_one_cpu(_sublayer("ffn_residual, weight cotangents as on one CPU", hidden="d+e"))
+    yield _on_one_cpu(_sublayer("ffn_residual, as on one CPU, a batch", tokens="b,n,", hidden="d+e", save=()))
     yield _tape("ffn_residual_tape, seeds on all, gelu", fj.gelu)
     yield _tape("ffn_residual_tape, seeds on all, gelu_exact", fj.gelu_exact)
+    yield _normed("ffn_residual, pre-norm LayerNorm", fj.LayerNorm)
+    yield _normed("ffn_residual, pre-norm RMSNorm", fj.RMSNorm)
+    yield _normed("ffn_residual, pre-norm RMSNorm, x alone kept", fj.RMSNorm, save=())
+    yield _normed("ffn_residual, pre-norm RMSNorm, chunks of 3", fj.RMSNorm, tokens="3*k+3,", chunk_size=3)
     yield from _maps()
+    yield from _norms()
     yield _opaque("opaque maps of a sequence, seeds on all, gelu", fj.gelu)
     yield _opaque("opaque maps of a sequence, seeds on all, gelu_exact", fj.gelu_exact)
 
 
 def _sublayer(
-    name: str, activation: fj.Activation = fj.gelu, tokens: str = "n,", bias: str = "", **options: Any
+    name: str,
+    activation: fj.Activation = fj.gelu,
+    tokens: str = "n,",
+    hidden: str = "f",
+    bias: str = "",
+    **options: Any,
 ) -> Theorem:
     def fun(x: "Array", W1: "Array", b1: "Array", W2: "Array", b2: "Array") -> "Array":
         return fj.ffn_residual(x, fj.Dense(W1), b1, fj.Dense(W2), b2, activation=activation, **options)
@@ -69,8 +85,41 @@ def _sublayer(
     def reference(x: "Array", W1: "Array", b1: "Array", W2: "Array", b2: "Array") -> "Array":
         return fj.ffn_residual_reference(x, fj.Dense(W1), b1, fj.Dense(W2), b2, activation=activation)
 
-    hidden = "2,f" if activation in GATED else "f"
-    shapes = (f"{tokens}d", f"d,{hidden}", f"{bias}{hidden}", "f,d", f"{bias}d")
+    z = f"2,{hidden}" if activation in GATED else hidden
+    shapes = (f"{tokens}d", f"d,{z}", f"{bias}{z}", f"{hidden},d", f"{bias}d")
+    return Theorem(name, fun, reference, tuple(f"f64[{shape}]" for shape in shapes))
+
+
+def _on_one_cpu(theorem: Theorem) -> Theorem:
+    """The same, with the products that `ffn_jax._fast` chooses on one CPU device, forward and backward."""
+
+    @jax.custom_vjp
+    def fun(*args: "Array") -> Any:
+        return forward(*args)[0]
+
+    def forward(*args: "Array") -> Any:
+        with _fast.assume(one_cpu=True):
+            return jax.vjp(theorem.fun, *args)
+
+    def backward(pullback: Any, ybar: Any) -> Any:
+        with _fast.assume(one_cpu=True):
+            return pullback(ybar)
+
+    fun.defvjp(forward, backward)
+    return theorem._replace(fun=fun)
+
+
+def _normed(name: str, norm: Any, tokens: str = "n,", **options: Any) -> Theorem:
+    """With silu, whose calculus is the shortest. A post-norm is `layer_norm` of `ffn_residual`, proved one by one."""
+
+    def fun(x: "Array", scale: "Array", W1: "Array", b1: "Array", W2: "Array", b2: "Array") -> "Array":
+        maps = fj.Dense(W1), b1, fj.Dense(W2), b2
+        return fj.ffn_residual(x, *maps, norm=norm(scale), activation=fj.silu, **options)
+
+    def reference(x: "Array", scale: "Array", W1: "Array", b1: "Array", W2: "Array", b2: "Array") -> "Array":
+        return fj.ffn_residual_reference(x, fj.Dense(W1), b1, fj.Dense(W2), b2, norm=norm(scale), activation=fj.silu)
+
+    shapes = (f"{tokens}d", "d", "d,f", "f", "f,d", "d")
     return Theorem(name, fun, reference, tuple(f"f64[{shape}]" for shape in shapes))
 
 
@@ -88,6 +137,18 @@ def _opaque(name: str, activation: fj.Activation) -> Theorem:
         return x, fj.ffn_residual_tape(x, A1, b1, A2, b2, activation=activation)
 
     return Theorem(name, fun, fun, ("f64[n,d]", "f64[n,f]", "f64[n,d]"))
+
+
+# ------------------------------------------------------------------------------------------ the norms
+
+
+def _norms() -> Iterator[Theorem]:
+    """On the domain where variance + eps (mean square + eps) is positive, which the certificates print."""
+    for name, tokens in (("layer_norm", "n,"), ("layer_norm, a token", "")):
+        yield Theorem(name, fj.layer_norm, fj.layer_norm_reference, (f"f64[{tokens}d]", "f64[d]", "f64[d]"))
+    yield Theorem("layer_norm, no scale and bias", fj.layer_norm, fj.layer_norm_reference, ("f64[n,d]",))
+    yield Theorem("rms_norm", fj.rms_norm, fj.rms_norm_reference, ("f64[n,d]", "f64[d]"))
+    yield Theorem("rms_norm, no scale", fj.rms_norm, fj.rms_norm_reference, ("f64[n,d]",))
 
 
 # ------------------------------------------------------------------------------------------ the maps
