@@ -104,7 +104,7 @@ def attention(
     >>> k1, k2 = jax.random.split(jax.random.key(0))
     >>> Q = K = V = fj.Dense(jax.random.normal(k1, (8, 2, 4)))               # d_model 8, 2 heads of 4
     >>> O = fj.Dense(jax.random.normal(k2, (2, 4, 8)), in_ndim=2)
-    >>> x, mask = jnp.ones((3, 5, 8)), jnp.arange(5) < jnp.array([[5], [3], [1]])
+    >>> x, mask = jnp.ones((3, 5, 8)), jnp.arange(5)[None] < jnp.array([[5], [3], [1]])
     >>> fj.attention(x, Q, None, K, None, V, None, O, None, mask=mask).shape
     (3, 5, 8)
     """
