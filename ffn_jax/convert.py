@@ -24,11 +24,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ffn_jax.activations import Activation, gated, geglu, gelu, gelu_exact, quick_gelu, relu, relu_squared, silu, swiglu
+from ffn_jax.encoder import FeedForward
 from ffn_jax.maps import Dense
 
 if TYPE_CHECKING:
-    from jax import Array
-
     Weights = Mapping[str, Any]
 
 HIDDEN_ACT: dict[str, Activation] = {
@@ -42,26 +41,6 @@ HIDDEN_ACT: dict[str, Activation] = {
     "swish": silu,
 }
 """Hugging Face's names of activations (`hidden_act` in config.json). Note that its "gelu" is the exact one."""
-
-
-class FeedForward(NamedTuple):
-    """One feed-forward sublayer: `ffn_residual(x, *ff[:4], activation=ff.activation)`.
-
-    A pytree whose leaves are the weights and biases: pass it to `jax.jit` and `jax.grad` as it is.
-
-    Attributes:
-      A1: `(d_model,) -> (d_ff,)`, or `(d_model,) -> (2, d_ff)` where the activation is gated.
-      b1: A1's bias, of A1's out_shape, or None.
-      A2: `(d_ff,) -> (d_model,)`.
-      b2: A2's bias `(d_model,)`, or None.
-      activation: the activation between them.
-    """
-
-    A1: Dense
-    b1: "Array | None"
-    A2: Dense
-    b2: "Array | None"
-    activation: Activation
 
 
 class _Family(NamedTuple):
