@@ -19,7 +19,7 @@ from ffn_jax._checks import check_floating
 from ffn_jax.attention import Attention
 from ffn_jax.attention import attention as attend
 from ffn_jax.ffn import ffn_residual
-from ffn_jax.norms import check_norm
+from ffn_jax.norms import LayerNorm, RMSNorm, check_norm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from ffn_jax.activations import Activation
     from ffn_jax.dropout import Dropout
     from ffn_jax.maps import LinearMap
-    from ffn_jax.norms import LayerNorm, RMSNorm
 
     Linear = LinearMap | Callable[[Array], Array]
 
@@ -157,13 +156,13 @@ def _add(x: "Array", attended: "Array") -> "Array":
 
 def _check(x: Any, attention: Any, norm1: Any, ff: Any, norm2: Any, norm_first: Any) -> Any:
     check_floating(x, WHERE, "x")
-    for name, given, kind in (("attention", attention, Attention), ("ff", ff, FeedForward)):
-        if not isinstance(given, kind):
-            raise TypeError(f"{WHERE}: expected {name} to be an ffn_jax.{kind.__name__}, got {type(given).__name__}")
+    norms = LayerNorm, RMSNorm
+    parts = {"attention": (attention, (Attention,)), "ff": (ff, (FeedForward,)), "norm1": (norm1, norms)}
+    for name, (given, kinds) in {**parts, "norm2": (norm2, norms)}.items():
+        if not isinstance(given, kinds):
+            expected = " or ".join(f"ffn_jax.{kind.__name__}" for kind in kinds)
+            raise TypeError(f"{WHERE}: expected {name} to be an {expected}, got {type(given).__name__}")
     if not isinstance(norm_first, bool):
         raise TypeError(f"{WHERE}: expected norm_first to be a bool, got {norm_first!r}")
-    for name, norm in (("norm1", norm1), ("norm2", norm2)):
-        if norm is None:
-            raise TypeError(f"{WHERE}: expected {name} to be an ffn_jax.LayerNorm or an RMSNorm, got None")
-        check_norm(norm, x, f"{WHERE}: {name}")
+    check_norm(norm1, x, f"{WHERE}: norm1")
     return jnp.asarray(x) if isinstance(x, (np.ndarray, np.generic)) else x

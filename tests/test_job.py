@@ -14,8 +14,8 @@ import pytest
 from jax import lax
 
 import ffn_jax as fj
-from ffn_jax import __main__ as cli
 from ffn_jax import FeedForward
+from ffn_jax import __main__ as cli
 from ffn_jax.demo import job, minilm, rounding, terminal
 
 HELLO = [101, 7592, 1010, 2088, 999, 102]  # "Hello, world!", by Hugging Face's tokenizers

