@@ -8,7 +8,6 @@ With the attention of `ffn_jax.attention`, the feed-forward of `ffn_jax.ffn` and
 Sources: Vaswani et al. 2017 (arXiv:1706.03762), section 3.1; Xiong et al. 2020 (arXiv:2002.04745), table 1.
 """
 
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
@@ -129,16 +128,14 @@ def encoder_block(
     (3, 5, 8)
     """
     tokens = _check(x, attention, norm1, ff, norm2, norm_first)
-    self_attention = partial(attend, **attention._asdict(), mask=mask, is_causal=is_causal)
-    feed_forward = partial(
-        ffn_residual,
-        **ff._asdict(),
-        norm=norm2,
-        norm_first=norm_first,
-        dropout=dropout,
-        save=save,
-        chunk_size=chunk_size,
-    )
+
+    def self_attention(x: "Array") -> "Array":
+        return attend(x, *attention, mask=mask, is_causal=is_causal)
+
+    def feed_forward(x: "Array") -> "Array":
+        options: dict[str, Any] = {"dropout": dropout, "save": save, "chunk_size": chunk_size}
+        return ffn_residual(x, *ff[:4], activation=ff.activation, norm=norm2, norm_first=norm_first, **options)
+
     jax.eval_shape(feed_forward, tokens)  # what is wrong with the second sublayer is said before the first one works
     if norm_first:
         return feed_forward(_add(tokens, self_attention(norm1(tokens))))

@@ -23,7 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import ffn_jax as fj
-from ffn_jax.demo import minilm, rounding, terminal
+from ffn_jax.demo import rounding, terminal
+from ffn_jax.models import minilm
 
 if TYPE_CHECKING:
     from jax import Array
