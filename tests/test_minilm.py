@@ -1,5 +1,6 @@
 """The MiniLM encoder: against torch and transformers in float64, fine-tuned, and what it refuses."""
 
+import itertools
 from pathlib import Path
 
 import jax
@@ -63,7 +64,9 @@ def small_weights(dtype="float64", prefix=""):
         shapes |= {f"{name}.weight": shape for name, shape in linears.items()}
         shapes |= {f"{name}.bias": shape[:1] for name, shape in linears.items()}
     shapes |= {f"{name}.{part}": (D,) for name in norms for part in ("weight", "bias")}
-    return {prefix + name: rng.normal(size=shape).astype(dtype) for name, shape in shapes.items()}
+    near_one = lambda name: name.endswith("LayerNorm.weight")
+    draws = {name: 0.3 * rng.normal(size=shape) + near_one(name) for name, shape in shapes.items()}
+    return {prefix + name: draw.astype(dtype) for name, draw in draws.items()}
 
 
 def plain_embeddings(w, ids, mask):
@@ -90,7 +93,7 @@ def plain_embeddings(w, ids, mask):
         x = norm(x + linear(a, f"{at}attention.output.dense"), f"{at}attention.output")
         h = jax.nn.gelu(linear(x, f"{at}intermediate.dense"), approximate=False)
         x = norm(x + linear(h, f"{at}output.dense"), f"{at}output")
-    mean = (x * mask[..., None]).sum(1) / mask.sum(1)[:, None]
+    mean = jnp.where(mask[..., None], x, 0.0).sum(1) / mask.sum(1)[:, None]
     return mean / jnp.linalg.norm(mean, axis=-1, keepdims=True)
 
 
@@ -102,8 +105,7 @@ def contrastive(e):
 
 SMALL_IDS = np.random.default_rng(6).integers(0, WORDS, (6, 5))
 SMALL_MASK = np.arange(5) < np.array([5, 3, 4, 5, 2, 5])[:, None]
-FF_NAMES = {"A1": "intermediate.dense.weight", "b1": "intermediate.dense.bias",
-            "A2": "output.dense.weight", "b2": "output.dense.bias"}  # fmt: skip
+FF_NAMES = "intermediate.dense.weight", "intermediate.dense.bias", "output.dense.weight", "output.dense.bias"
 
 
 def loss_of_ff(encoder):
@@ -118,15 +120,11 @@ def test_gradients_in_the_feed_forward_are_those_of_plain_autodiff():
     w = small_weights()
     encoder = bert.from_weights(w, heads=HEADS)
     loss, bars = jax.jit(jax.value_and_grad(loss_of_ff(encoder)))(encoder.blocks.ff)
-    trained = {
-        name: jnp.asarray(value)
-        for name, value in w.items()
-        if ".intermediate." in name or "r.0.output.dense" in name or "r.1.output.dense" in name
-    }
+    names = [f"encoder.layer.{n}.{name}" for n in range(LAYERS) for name in FF_NAMES]
     plain = jax.jit(jax.value_and_grad(lambda t: contrastive(plain_embeddings(w | t, SMALL_IDS, SMALL_MASK))))
-    expected, plain_bars = plain(trained)
+    expected, plain_bars = plain({name: jnp.asarray(w[name]) for name in names})
     np.testing.assert_allclose(loss, expected, rtol=1e-12)
-    for got, name in zip(jax.tree.leaves(bars), FF_NAMES.values(), strict=True):
+    for got, name in zip(jax.tree.leaves(bars), FF_NAMES, strict=True):
         by_layer = np.stack([plain_bars[f"encoder.layer.{n}.{name}"] for n in range(LAYERS)])
         assert np.abs(by_layer).max() > 1e-3
         np.testing.assert_allclose(got, by_layer, rtol=0, atol=1e-12)
@@ -136,12 +134,12 @@ def test_fine_tuning_the_feed_forward_lowers_the_loss():
     encoder = bert.from_weights(small_weights("float32"), heads=HEADS)
     step = jax.jit(jax.value_and_grad(loss_of_ff(encoder)))
     ff, losses = encoder.blocks.ff, []
-    for _ in range(6):
+    for _ in range(10):
         loss, bars = step(ff)
         losses.append(float(loss))
         ff = jax.tree.map(lambda p, g: p - 0.1 * g, ff, bars)
-    assert all(after < before for before, after in zip(losses, losses[1:], strict=False)), losses
-    assert losses[-1] < 0.8 * losses[0], losses
+    assert all(after < before for before, after in itertools.pairwise(losses)), losses
+    assert losses[-1] < 0.5 * losses[0], losses
 
 
 def test_padding_and_batch_do_not_matter():

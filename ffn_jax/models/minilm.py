@@ -116,8 +116,8 @@ def synthetic(seed: int = 0) -> Checkpoint:
 def encoder(checkpoint: Checkpoint) -> bert.Encoder:
     """The whole encoder, its blocks stacked.
 
-    >>> encoder(synthetic()).blocks.attention.Q
-    Dense((384,) -> (12, 32), float32, out_in)
+    >>> encoder(synthetic()).blocks.attention.Q.weight.shape               # layers, heads, head_dim, d_model
+    (1, 12, 32, 384)
     """
     return bert.from_weights(checkpoint.weights, heads=HEADS)
 
