@@ -93,7 +93,7 @@ def plain_embeddings(w, ids, mask):
         x = norm(x + linear(a, f"{at}attention.output.dense"), f"{at}attention.output")
         h = jax.nn.gelu(linear(x, f"{at}intermediate.dense"), approximate=False)
         x = norm(x + linear(h, f"{at}output.dense"), f"{at}output")
-    mean = jnp.where(mask[..., None], x, 0.0).sum(1) / mask.sum(1)[:, None]
+    mean = x.mean(1, where=mask[..., None])
     return mean / jnp.linalg.norm(mean, axis=-1, keepdims=True)
 
 

@@ -8,6 +8,8 @@ For each sublayer, with the post-norm output of one feeding the next:
 - what the backward pass keeps is read off the residuals of `jax.vjp`: their bytes at 2 N tokens less those at N, over
   N, which leaves the parameters out;
 - forward, and forward with backward, are timed in float32 with the default `save`.
+
+Beside it stands what the sublayers are for: the whole encoder's similarity of each sentence to each.
 """
 
 import argparse
@@ -23,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import ffn_jax as fj
-from ffn_jax.demo import rounding, terminal
+from ffn_jax.demo import embed, rounding, terminal
 from ffn_jax.models import minilm
 
 if TYPE_CHECKING:
@@ -91,7 +93,7 @@ def main(argv: Sequence[str]) -> int:
     checkpoint = _checkpoint(options.synthetic)
     sentences = options.text or list(SENTENCES)
     try:
-        x = minilm.embed(checkpoint, sentences)
+        x, embeddings = minilm.embed_tokens(checkpoint, sentences), np.asarray(minilm.embed(checkpoint, sentences))
     except ValueError as error:
         print(f"ffn_jax: {error}", file=sys.stderr)
         return 2
@@ -100,9 +102,9 @@ def main(argv: Sequence[str]) -> int:
     rows = run(minilm.sublayers(checkpoint), x)
     ok = all(row.ok for row in rows)
     if options.json:
-        print(json.dumps(_as_json(checkpoint, sentences, x, rows, ok), indent=2, allow_nan=False))
+        print(json.dumps(_as_json(checkpoint, sentences, embeddings, x, rows, ok), indent=2, allow_nan=False))
     else:
-        print(_as_text(checkpoint, sentences, x, rows, ok))
+        print(_as_text(checkpoint, sentences, embeddings, x, rows, ok))
     return 0 if ok else 1
 
 
@@ -118,7 +120,7 @@ def run(sublayers: Sequence[minilm.Sublayer], x: "Array") -> list[Row]:
     kernels = _kernels(sublayers[0].ff.activation)
     rows = []
     with terminal.Progress(4 * len(sublayers)) as progress:
-        for layer, (ff, scale, shift) in enumerate(sublayers):
+        for layer, (ff, norm) in enumerate(sublayers):
 
             def say(doing: str, layer: int = layer) -> None:
                 progress(f"layer {layer + 1} of {len(sublayers)}: {doing}")
@@ -140,7 +142,7 @@ def run(sublayers: Sequence[minilm.Sublayer], x: "Array") -> list[Row]:
                     _milliseconds(kernels.gradients[_name(DEFAULT_SAVE)], args, ybar),
                 )
                 rows.append(row)
-                x = kernels.post_norm(y, scale, shift)
+                x = kernels.post_norm(norm, y)
     return rows
 
 
@@ -184,7 +186,7 @@ def _kernels(activation: fj.Activation) -> _Kernels:
         gradients={name: gradients(f) for name, f in functions.items()},
         transpose=jax.jit(transpose),
         forward=jax.jit(functions[_name(DEFAULT_SAVE)]),
-        post_norm=jax.jit(minilm.layer_norm),
+        post_norm=jax.jit(lambda norm, y: norm(y)),
     )
 
 
@@ -254,7 +256,14 @@ def _milliseconds(f: Callable[..., Any], *args: Any, seconds: float = 0.15) -> f
 # ------------------------------------------------------------------------------------- what is printed
 
 
-def _as_text(checkpoint: minilm.Checkpoint, sentences: Sequence[str], x: "Array", rows: list[Row], ok: bool) -> str:
+def _as_text(
+    checkpoint: minilm.Checkpoint,
+    sentences: Sequence[str],
+    embeddings: np.ndarray,
+    x: "Array",
+    rows: list[Row],
+    ok: bool,
+) -> str:
     d_model, d_ff = _sizes(checkpoint)
     groups = [("", 2), ("largest gradient error", 2), ("saved bytes per token", 4), ("milliseconds", 2), ("", 1)]
     head = ("layer", "output norm", *PRECISIONS, "x", "x, z", "x, z, h", "autodiff", "forward", "+ backward", "")
@@ -285,6 +294,10 @@ def _as_text(checkpoint: minilm.Checkpoint, sentences: Sequence[str], x: "Array"
         "saved      by the residuals of jax.vjp in float32, parameters left out: x for save=(), x and z = hidden_pre",
         "           by default, h = hidden_act too if asked for; autodiff is jax.vjp of the reference",
         "",
+        "cosine similarity of the sentences, by the whole encoder:",
+        "",
+        embed.matrix(sentences, embeddings),
+        "",
         "OK: every gradient is within its tolerance" if ok else "FAIL: a gradient is out of its tolerance",
     ]
     return "\n".join(lines)
@@ -299,7 +312,12 @@ def _error_text(name: str, relative: float, of_tolerance: float) -> str:
 
 
 def _as_json(
-    checkpoint: minilm.Checkpoint, sentences: Sequence[str], x: "Array", rows: list[Row], ok: bool
+    checkpoint: minilm.Checkpoint,
+    sentences: Sequence[str],
+    embeddings: np.ndarray,
+    x: "Array",
+    rows: list[Row],
+    ok: bool,
 ) -> dict[str, Any]:
     d_model, d_ff = _sizes(checkpoint)
     return {
@@ -310,6 +328,7 @@ def _as_json(
         "d_model": d_model,
         "d_ff": d_ff,
         "sentences": list(sentences),
+        "similarity": [[_number(s) for s in row] for row in embed.similarity(embeddings).tolist()],
         "tokens": len(x),
         "ok": ok,
         "layers": [

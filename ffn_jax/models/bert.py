@@ -78,6 +78,11 @@ def token_states(
     Raises:
       TypeError, ValueError: ids are no integers, mask is no boolean array of their shape, there is no token or there
         are more than positions.
+
+    >>> import numpy as np
+    >>> from ffn_jax.models import bert, minilm
+    >>> bert.token_states(minilm.encoder(minilm.synthetic()), np.array([[1, 7, 2]]), every_layer=True).shape
+    (2, 1, 3, 384)
     """
     ids, mask = _check("token_states", encoder, ids, mask)
     x = embed(encoder.embeddings, ids)
@@ -97,6 +102,12 @@ def sentence_embeddings(encoder: Encoder, ids: "ArrayLike", mask: "ArrayLike | N
 
     Returns:
       `(*batch, d_model)`.
+
+    >>> import numpy as np
+    >>> from ffn_jax.models import bert, minilm
+    >>> ids, mask = np.array([[1, 7, 8, 2], [1, 7, 2, 0]]), np.array([[True] * 4, [True] * 3 + [False]])
+    >>> bert.sentence_embeddings(minilm.encoder(minilm.synthetic()), ids, mask).shape
+    (2, 384)
     """
     ids, mask = _check("sentence_embeddings", encoder, ids, mask)
     x = token_states(encoder, ids, mask)
@@ -105,7 +116,7 @@ def sentence_embeddings(encoder: Encoder, ids: "ArrayLike", mask: "ArrayLike | N
 
 
 def embed(embeddings: Embeddings, ids: "Array") -> "Array":
-    """`(*batch, seq, d_model)`: the sum of a token's three embeddings, normalised."""
+    """`(*batch, seq, d_model)`: the sum of each token's three embeddings, normalised; `ids: (*batch, seq)`."""
     word, position, kind, norm = embeddings
     x = jnp.take(word, ids, axis=0, mode="fill")
     return norm(x + jnp.broadcast_to(position[: ids.shape[-1]] + kind[:1], x.shape))
@@ -123,6 +134,10 @@ def from_weights(weights: "Mapping[str, Any]", *, heads: int, eps: float = 1e-12
     Raises:
       KeyError: a weight is missing; the message names it, and the nearest names that there are.
       TypeError, ValueError: a shape or dtype does not fit, or heads do not divide d_model.
+
+    >>> from ffn_jax.models import bert, minilm
+    >>> bert.from_weights(minilm.synthetic().weights, heads=12).blocks.ff.A1.weight.shape  # layers, d_ff, d_model
+    (1, 1536, 384)
     """
     where = "bert.from_weights"
     dtype = convert.read(weights, f"{prefix}embeddings.word_embeddings.weight", where).dtype
