@@ -41,8 +41,8 @@ def matrix(sentences: Sequence[str], embeddings: np.ndarray) -> str:
     """The similarity of each sentence to each as a table; `embeddings: (sentences, d_model)` have length 1.
 
     >>> print(matrix(["a cat", "the cat"], np.array([[1.0, 0.0], [0.6, 0.8]])))
-                  1     2
-    1  a cat   1.00  0.60
+                   1     2
+    1  a cat    1.00  0.60
     2  the cat  0.60  1.00
     """
     similarities = similarity(embeddings)
