@@ -87,6 +87,29 @@ class Row(NamedTuple):
         return name, errors[name].relative, max((e.of_tolerance for e in errors.values()), key=_nan_last)
 
 
+class Report(NamedTuple):
+    """What is printed.
+
+    Attributes:
+      checkpoint: the model.
+      sentences: the sentences.
+      embeddings: one vector of length 1 each, by the whole encoder.
+      tokens: how many tokens the sublayers were run on.
+      rows: one of each sublayer.
+    """
+
+    checkpoint: minilm.Checkpoint
+    sentences: Sequence[str]
+    embeddings: np.ndarray
+    tokens: int
+    rows: list[Row]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every gradient is within its tolerance."""
+        return all(row.ok for row in self.rows)
+
+
 def main(argv: Sequence[str]) -> int:
     """Runs the job and prints its table, or JSON; returns 0, or 1 where a gradient is out of tolerance."""
     options = _parser().parse_args(argv)
@@ -99,13 +122,9 @@ def main(argv: Sequence[str]) -> int:
         return 2
     if options.tokens:
         x = x[jnp.arange(options.tokens) % len(x)]
-    rows = run(minilm.sublayers(checkpoint), x)
-    ok = all(row.ok for row in rows)
-    if options.json:
-        print(json.dumps(_as_json(checkpoint, sentences, embeddings, x, rows, ok), indent=2, allow_nan=False))
-    else:
-        print(_as_text(checkpoint, sentences, embeddings, x, rows, ok))
-    return 0 if ok else 1
+    report = Report(checkpoint, sentences, embeddings, len(x), run(minilm.sublayers(checkpoint), x))
+    print(json.dumps(_as_json(report), indent=2, allow_nan=False) if options.json else _as_text(report))
+    return 0 if report.ok else 1
 
 
 def run(sublayers: Sequence[minilm.Sublayer], x: "Array") -> list[Row]:
@@ -256,14 +275,8 @@ def _milliseconds(f: Callable[..., Any], *args: Any, seconds: float = 0.15) -> f
 # ------------------------------------------------------------------------------------- what is printed
 
 
-def _as_text(
-    checkpoint: minilm.Checkpoint,
-    sentences: Sequence[str],
-    embeddings: np.ndarray,
-    x: "Array",
-    rows: list[Row],
-    ok: bool,
-) -> str:
+def _as_text(report: Report) -> str:
+    checkpoint, sentences, embeddings, tokens, rows = report
     d_model, d_ff = _sizes(checkpoint)
     groups = [("", 2), ("largest gradient error", 2), ("saved bytes per token", 4), ("milliseconds", 2), ("", 1)]
     head = ("layer", "output norm", *PRECISIONS, "x", "x, z", "x, z, h", "autodiff", "forward", "+ backward", "")
@@ -282,7 +295,7 @@ def _as_text(
     lines = [
         f"ffn_jax {fj.__version__} on jax {jax.__version__}, {jax.default_backend()}: {checkpoint.name}",
         f"{_count(len(rows), 'sublayer')} y = x + A2 gelu(A1 x + b1) + b2, d_model {d_model}, d_ff {d_ff}, exact GELU; "
-        f"{_count(len(x), 'token')} of {_count(len(sentences), 'sentence')}",
+        f"{_count(tokens, 'token')} of {_count(len(sentences), 'sentence')}",
         "",
         terminal.table([head, *body], left=(2, 3, 10), groups=groups),
         "",
@@ -290,7 +303,7 @@ def _as_text(
         "           the largest of an entry over the gradient's largest, in the argument named; in brackets, the",
         "           largest part of an entry's tolerance that is used, over x, A1, b1, A2, b2 and every save",
         "tolerance  both sides' a-priori rounding bounds, entry by entry (ffn_jax.demo.rounding):",
-        f"           gamma_k = ku/(1 - ku) for sums of k <= {max(d_ff + 1, len(x))} terms, u = 2^-53 and 2^-24",
+        f"           gamma_k = ku/(1 - ku) for sums of k <= {max(d_ff + 1, tokens)} terms, u = 2^-53 and 2^-24",
         "saved      by the residuals of jax.vjp in float32, parameters left out: x for save=(), x and z = hidden_pre",
         "           by default, h = hidden_act too if asked for; autodiff is jax.vjp of the reference",
         "",
@@ -298,7 +311,7 @@ def _as_text(
         "",
         embed.matrix(sentences, embeddings),
         "",
-        "OK: every gradient is within its tolerance" if ok else "FAIL: a gradient is out of its tolerance",
+        "OK: every gradient is within its tolerance" if report.ok else "FAIL: a gradient is out of its tolerance",
     ]
     return "\n".join(lines)
 
@@ -311,14 +324,8 @@ def _error_text(name: str, relative: float, of_tolerance: float) -> str:
     return f"{relative:.1e} {name:<2} ({100 * of_tolerance:.1g}%)"
 
 
-def _as_json(
-    checkpoint: minilm.Checkpoint,
-    sentences: Sequence[str],
-    embeddings: np.ndarray,
-    x: "Array",
-    rows: list[Row],
-    ok: bool,
-) -> dict[str, Any]:
+def _as_json(report: Report) -> dict[str, Any]:
+    checkpoint, sentences, embeddings, tokens, rows = report
     d_model, d_ff = _sizes(checkpoint)
     return {
         "ffn_jax": fj.__version__,
@@ -329,8 +336,8 @@ def _as_json(
         "d_ff": d_ff,
         "sentences": list(sentences),
         "similarity": [[_number(s) for s in row] for row in embed.similarity(embeddings).tolist()],
-        "tokens": len(x),
-        "ok": ok,
+        "tokens": tokens,
+        "ok": report.ok,
         "layers": [
             {
                 "layer": row.layer,

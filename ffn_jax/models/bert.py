@@ -68,7 +68,7 @@ def token_states(
 
     Args:
       encoder: the weights; their dtype is that of the computation.
-      ids: integers `(*batch, seq)`. An id beyond the vocabulary makes its sentence NaN.
+      ids: integers from 0, `(*batch, seq)`. An id beyond the vocabulary makes its sentence NaN.
       mask: boolean `(*batch, seq)`, False on padding; None where there is none.
       every_layer: whether all states are wanted.
 
