@@ -8,6 +8,7 @@
 """
 
 from ffn_jax import graph as graph
+from ffn_jax import sharding as sharding
 from ffn_jax._rule import FFNTape as FFNTape
 from ffn_jax.activations import Activation as Activation
 from ffn_jax.activations import activation as activation
