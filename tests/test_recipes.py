@@ -18,10 +18,11 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 
 @pytest.fixture(scope="module")
 def recipe():
-    k1, k2, k3 = jax.random.split(jax.random.key(0), 3)
-    names = {"jax": jax, "jnp": jnp, "fj": fj, "k1": k1, "k2": k2, "x": jax.random.normal(k3, (3, 5, 64), "float32")}
-    exec(RECIPE, names)
-    return names
+    with jax.enable_x64(False):  # as users run it
+        k1, k2, k3 = jax.random.split(jax.random.key(0), 3)
+        names = {"jax": jax, "jnp": jnp, "fj": fj, "k1": k1, "k2": k2, "x": jax.random.normal(k3, (3, 5, 64))}
+        exec(RECIPE, names)
+        yield names
 
 
 def plain(module, x):
