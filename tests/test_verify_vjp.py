@@ -179,7 +179,7 @@ BAD = {
     "draws": (
         lambda: check_vjp(jnp.sin, None, X, draws=("nice",)),
         ValueError,
-        ["expected draws to be some of", "got 'nice'"],
+        ["draws: expected some of", "got 'nice'"],
     ),
     "primitive": (
         lambda: check_vjp(lambda x: jnp.linalg.inv(x), None, jnp.eye(2)),
