@@ -26,15 +26,8 @@ def test_every_public_name_is_in_the_reference(module):
 
 
 def test_every_public_module_is_in_the_reference():
-    at_the_top = {
-        "activations",
-        "attention",
-        "dropout",
-        "encoder",
-        "ffn",
-        "maps",
-        "norms",
-    }  # their public names are those of ffn_jax
+    # Their public names are those of ffn_jax.
+    at_the_top = {"activations", "attention", "dropout", "encoder", "ffn", "maps", "norms"}
     modules = {
         path.stem for path in Path(fj.__file__).parent.iterdir() if not path.name.startswith(("_", "py", "demo"))
     }
