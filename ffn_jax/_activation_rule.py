@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from ffn_jax._checks import Shape, contains_tracer, is_array, wide
+from ffn_jax._checks import Shape, contains_tracer, is_array, shown, wide
 from ffn_jax._compat import evaluate_with_consts
 from ffn_jax.activations import Activation
 
@@ -79,7 +79,7 @@ def activation_rule(activation: Any, token_shape: Shape, dtype: Any, where: str)
         _check_pair(activation, z, where)
         return PairRule(activation), ()
     if not callable(activation):
-        raise TypeError(f"{where}: expected activation to be an Activation or a callable, got {activation!r}")
+        raise TypeError(f"{where}: expected activation to be an Activation or a callable, got {shown(activation)}")
     closed, out = _trace(activation, z, where)
     if not is_array(out) or out.dtype != dtype:
         got = f"an array of {out.dtype}" if is_array(out) else out
@@ -106,7 +106,7 @@ def _check_pair(activation: Activation, z: jax.ShapeDtypeStruct, where: str) -> 
     if not isinstance(h_and_derivative, tuple) or len(h_and_derivative) != 2:
         raise TypeError(
             f"{where}: expected value_and_derivative of activation {activation} to return a pair (h, D), "
-            f"got {h_and_derivative}"
+            f"got {shown(h_and_derivative)}"
         )
     gate = z.shape[:-2] + z.shape[-1:] if z.shape[-2:-1] == (2,) else None
     derivative = h_and_derivative[1]

@@ -24,6 +24,19 @@ def is_array(x: Any) -> bool:
     return hasattr(x, "shape") and hasattr(x, "dtype")
 
 
+def shown(value: Any) -> str:
+    """What a message says that it got: arrays by shape, functions by name, anything else as it prints.
+
+    >>> shown(jnp.ones((2, 3))), shown(jnp.tanh), shown("dense"), shown(None)
+    ('an array of shape (2, 3)', 'the function tanh', "'dense'", 'None')
+    """
+    if is_array(value):
+        return f"an array of shape {tuple(value.shape)}"
+    if callable(value) and hasattr(value, "__name__"):
+        return f"the {'class' if isinstance(value, type) else 'function'} {value.__name__}"
+    return repr(value)
+
+
 def check_floating(x: Any, where: str, name: str) -> None:
     """Raises TypeError unless `x` is an array of a real floating dtype."""
     if not is_array(x):
@@ -54,7 +67,7 @@ def check_shape(value: Any, where: str, name: str) -> Shape:
     """A tuple of lengths >= 0 from `value`, which may also be one length."""
     shape = (value,) if is_size(value) else value
     if not isinstance(shape, (tuple, list)) or not all(is_size(n) and n >= 0 for n in shape):
-        raise TypeError(f"{where}: expected {name} to be a tuple of non-negative ints, got {value!r}")
+        raise TypeError(f"{where}: expected {name} to be a tuple of non-negative ints, got {shown(value)}")
     return tuple(int(n) if isinstance(n, np.integer) else n for n in shape)
 
 

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ffn_jax._checks import check_floating, wide
+from ffn_jax._checks import check_floating, shown, wide
 from ffn_jax._fast import kept
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def activation(value: Value, value_and_derivative: ValueAndDerivative, name: str
     """
     for argument, f in (("value", value), ("value_and_derivative", value_and_derivative)):
         if not callable(f):
-            raise TypeError(f"activation: expected {argument} to be callable, got {f!r}")
+            raise TypeError(f"activation: expected {argument} to be callable, got {shown(f)}")
     return Activation(name or str(getattr(value, "__name__", "activation")), value, value_and_derivative)
 
 
@@ -103,7 +103,7 @@ def gated(base: Activation, name: str | None = None) -> Activation:
     [0.0, 8.0]
     """
     if not isinstance(base, Activation):
-        raise TypeError(f"gated: expected an Activation, got {base!r}")
+        raise TypeError(f"gated: expected an Activation, got {shown(base)}")
     return _gated(base, name)
 
 

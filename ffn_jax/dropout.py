@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ffn_jax._checks import Shape, is_array, size, wide
+from ffn_jax._checks import Shape, is_array, shown, size, wide
 from ffn_jax._pytree import pytree_dataclass, static
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def prepare(dropout: Any, where: str) -> tuple[Rate | None, Seed | None]:
     if dropout is None:
         return None, None
     if not isinstance(dropout, Dropout):
-        raise TypeError(f"{where}: expected dropout to be an ffn_jax.Dropout or None, got {dropout!r}")
+        raise TypeError(f"{where}: expected dropout to be an ffn_jax.Dropout or None, got {shown(dropout)}")
     _check_key(dropout.key, f"{where}: dropout")
     if dropout.rate == 0:
         return None, None
@@ -120,7 +120,7 @@ def keep_mask(rate: float, seed: Seed, site: str, tokens: Shape, features: Shape
 
 def _check_key(key: Any, where: str) -> None:
     if not is_array(key):
-        raise TypeError(f"{where}: expected key to be a key such as jax.random.key(0), got {key!r}")
+        raise TypeError(f"{where}: expected key to be a key such as jax.random.key(0), got {shown(key)}")
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         one = key.shape == ()
     else:

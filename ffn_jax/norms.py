@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ffn_jax._checks import check_floating, check_trailing, wide
+from ffn_jax._checks import check_floating, check_trailing, shown, wide
 from ffn_jax._pytree import pytree_dataclass, static
 from ffn_jax.maps._base import cast_like
 
@@ -298,7 +298,7 @@ class RMSNorm(Norm):
 def check_norm(norm: Any, x: Any, where: str) -> None:
     """Raises TypeError or ValueError unless `norm` is a LayerNorm or RMSNorm that fits x, which may be abstract."""
     if not isinstance(norm, Norm):
-        raise TypeError(f"{where}: expected norm to be an ffn_jax.LayerNorm, an RMSNorm or None, got {norm!r}")
+        raise TypeError(f"{where}: expected norm to be an ffn_jax.LayerNorm, an RMSNorm or None, got {shown(norm)}")
     _prepare(f"{where}: norm", norm.form.centred, x, *norm.affine, norm.eps)
 
 
@@ -329,7 +329,7 @@ def _check_vector(s: Any, where: str, name: str) -> "Array":
 
 def _check_eps(eps: Any, where: str) -> float:
     if not isinstance(eps, (float, np.floating)):
-        raise TypeError(f"{where}: expected eps to be a float > 0, got {eps!r} of type {type(eps).__name__}")
+        raise TypeError(f"{where}: expected eps to be a Python float > 0, got {shown(eps)}")
     if not (eps > 0 and math.isfinite(eps)):
         raise ValueError(f"{where}: expected eps to be a finite float > 0, got {eps}")
     return float(eps)

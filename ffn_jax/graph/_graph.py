@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ffn_jax._checks import is_array, is_inexact
+from ffn_jax._checks import is_array, is_inexact, shown
 from ffn_jax._pytree import pytree_dataclass, static
 from ffn_jax.graph._nodes import Node, Op
 from ffn_jax.maps._base import cast_like
@@ -119,7 +119,7 @@ class Graph:
         """
         _distinct((name,), self.names, "graph.add")
         if not isinstance(node, Node):
-            raise TypeError(f"graph.add: expected node {name!r} to be a node such as affine(A, b), got {node!r}")
+            raise TypeError(f"graph.add: expected node {name!r} to be a node such as affine(A, b), got {shown(node)}")
         for read in reads:
             if read not in self.names:
                 raise ValueError(
@@ -138,7 +138,7 @@ class Graph:
           TypeError, ValueError: an input of `other` is no value of this graph, or a name of its nodes is taken.
         """
         if not isinstance(other, Graph):
-            raise TypeError(f"graph.append: expected a Graph, got {other!r}")
+            raise TypeError(f"graph.append: expected a Graph, got {shown(other)}")
         missing = [name for name in other.inputs if name not in self.names]
         if missing:
             raise ValueError(
@@ -248,7 +248,9 @@ class Graph:
         _known(inputs, self.inputs, f"graph.{where}", "inputs", "inputs")
         missing = [name for name in self.inputs if name not in inputs]
         if missing:
-            raise ValueError(f"graph.{where}: expected inputs {_list(self.inputs)}, got none for {_list(missing)}")
+            raise ValueError(
+                f"graph.{where}: expected a value for each input ({_list(self.inputs)}), got none for {_list(missing)}"
+            )
         for name, value in inputs.items():
             if not is_array(value):
                 raise TypeError(f"graph.{where}: expected input {name!r} to be an array, got {type(value).__name__}")
@@ -341,11 +343,11 @@ def _distinct(names: Iterable[Any], taken: Iterable[str], where: str) -> tuple[s
 
 def _known(given: Mapping[str, Any], names: Iterable[str], where: str, what: str, of: str) -> None:
     if not isinstance(given, Mapping):
-        raise TypeError(f"{where}: expected {what} to be a mapping from names to arrays, got {type(given).__name__}")
+        raise TypeError(f"{where}: expected {what} to be a mapping from names to arrays, got {shown(given)}")
     names = tuple(names)
     unknown = [name for name in given if name not in names]
     if unknown:
-        raise ValueError(f"{where}: expected {what} on the {of} {_list(names)}, got {_list(unknown)}")
+        raise ValueError(f"{where}: expected {what} for {of} among {_list(names)}, got {_list(unknown)}")
 
 
 def _fits(given: Any, value: "Array", what: str) -> None:

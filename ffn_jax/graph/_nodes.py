@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from ffn_jax import norms
-from ffn_jax._checks import check_floating, check_same_dtype, wide
+from ffn_jax._checks import check_floating, check_same_dtype, shown, wide
 from ffn_jax._pytree import pytree_dataclass, static
 from ffn_jax._rule import add_bias, sum_to
 from ffn_jax.activations import Activation
@@ -96,7 +96,7 @@ def node(
     """
     for argument, f in (("forward", forward), ("vjp", vjp), ("reference", reference)):
         if not callable(f) and (f is not None or argument == "forward"):
-            raise TypeError(f"graph.node: expected {argument} to be callable, got {f!r}")
+            raise TypeError(f"graph.node: expected {argument} to be callable, got {shown(f)}")
     return Node(Op(name or str(getattr(forward, "__name__", "node")), forward, vjp, reference), params)
 
 
@@ -117,7 +117,7 @@ def affine(A: LinearMap, b: "ArrayLike | None" = None) -> Node:
       TypeError: A is no `LinearMap`, or b no floating array.
     """
     if not isinstance(A, LinearMap):
-        raise TypeError(f"graph.affine: expected A to be a LinearMap (fj.linear_map(...) makes one), got {A!r}")
+        raise TypeError(f"graph.affine: expected A to be a LinearMap (fj.linear_map(...) makes one), got {shown(A)}")
     if b is not None:
         check_floating(b, "graph.affine", "b")
         b = jnp.asarray(b)
@@ -150,7 +150,7 @@ def elementwise(activation: "Activation | Callable[[Array], Array]") -> Node:
     if isinstance(activation, Activation):
         return Node(Op("elementwise", _activate, _activate_vjp, arity=1, options=(activation,)))
     if not callable(activation):
-        raise TypeError(f"graph.elementwise: expected an Activation or a callable, got {activation!r}")
+        raise TypeError(f"graph.elementwise: expected an Activation or a callable, got {shown(activation)}")
     return Node(Op("elementwise", _call, arity=1, options=(activation,)))
 
 
@@ -204,7 +204,7 @@ def norm(normalisation: norms.Norm) -> Node:
       TypeError: it is neither.
     """
     if not isinstance(normalisation, norms.Norm):
-        raise TypeError(f"graph.norm: expected an ffn_jax.LayerNorm or RMSNorm, got {normalisation!r}")
+        raise TypeError(f"graph.norm: expected an ffn_jax.LayerNorm or RMSNorm, got {shown(normalisation)}")
     return Node(Op(type(normalisation).__name__, _norm, _norm_vjp, arity=1), normalisation)
 
 

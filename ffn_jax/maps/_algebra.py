@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ffn_jax._checks import Shape, wide
+from ffn_jax._checks import Shape, shown, wide
 from ffn_jax._pytree import pytree_dataclass, static
 from ffn_jax.maps._base import LinearMap
 
@@ -25,7 +25,7 @@ def expect_map(value: Any, where: str, name: str) -> None:
     """Raises TypeError unless `value` is a LinearMap."""
     if not isinstance(value, LinearMap):
         raise TypeError(
-            f"{where}: expected {name} to be a LinearMap, got {type(value).__name__}"
+            f"{where}: expected {name} to be a LinearMap, got {shown(value)}"
             + ("; give a callable its input shape with linear_map(...)" if callable(value) else "")
         )
 

@@ -19,6 +19,7 @@ from ffn_jax._checks import (
     contains_tracer,
     is_array,
     is_inexact,
+    shown,
     size,
 )
 from ffn_jax._compat import evaluate_with_consts
@@ -149,7 +150,7 @@ def linear_map(
     where = "linear_map"
     for name, value in (("apply", apply), ("transpose", transpose), ("params_vjp", params_vjp)):
         if not callable(value) and (value is not None or name == "apply"):
-            raise TypeError(f"{where}: expected {name} to be callable, got {value!r}")
+            raise TypeError(f"{where}: expected {name} to be callable, got {shown(value)}")
     in_shape = check_shape(in_shape, where, "in_shape")
     one = (1,) if batched else ()
     traced = _trace(apply, params, one + in_shape, _dtypes_to_try(params), where)
@@ -207,7 +208,8 @@ def lift(f: Any, x: Any, where: str, name: str) -> LinearMap:
                 )
         return f
     if not callable(f):
-        raise TypeError(f"{where}: expected {name} to be a LinearMap or a callable, got {type(f).__name__}")
+        hint = "; Dense(weight) makes a map of a weight" if is_array(f) else ""
+        raise TypeError(f"{where}: expected {name} to be a LinearMap or a callable, got {shown(f)}{hint}")
     traced = _trace(lambda _, t: f(t), (), x.shape, [x.dtype], f"{where}: {name}")
     shapes = (x.shape, traced.out.shape)
     if contains_tracer(traced.closed.consts):
@@ -242,7 +244,7 @@ def _trace(f: Any, params: Any, x_shape: Shape, dtypes: list[Any], where: str) -
             failure = failure or error
             continue
         if not isinstance(out, jax.ShapeDtypeStruct):
-            raise TypeError(f"{where}: expected the function to return one array, got {out}")
+            raise TypeError(f"{where}: expected the function to return one array, got a {type(out).__name__}")
         if out.dtype != dtype:
             failure = failure or TypeError(
                 f"expected the function to keep the dtype {dtype} of its input, got {out.dtype}"

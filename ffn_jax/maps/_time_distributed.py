@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 class TimeDistributed(LinearMap):
     """The map A applied at each of `length` positions: `(length, *A.in_shape) -> (length, *A.out_shape)`.
 
+    Args:
+      map: the map A that all positions share.
+      length: the number of positions.
+
     Raises:
       TypeError: `map` is not a LinearMap or `length` not an int.
       ValueError: length < 1.

@@ -84,7 +84,7 @@ def draw_inputs(rng: np.random.Generator, leaves: Sequence[Leaf], kinds: Sequenc
     """
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown:
-        raise ValueError(f"draws: got {unknown[0]!r}, expected some of {KINDS}")
+        raise ValueError(f"draws: expected some of {KINDS}, got {unknown[0]!r}")
 
     def cast(leaf: Leaf, values: Any) -> Any:
         target = leaf.dtype if dtype is None or not leaf.inexact else dtype

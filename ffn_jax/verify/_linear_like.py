@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ffn_jax._checks import shown
 from ffn_jax.verify._draws import shape_dtype
 
 
@@ -49,7 +50,7 @@ def linear_like(A: Any, in_shape: Sequence[int] | None, dtype: Any) -> LinearLik
     if all(hasattr(A, name) for name in ("mv", "in_structure", "out_structure")):
         return _operator(A)
     if not callable(A):
-        raise TypeError(f"check_linear_map: got a {type(A).__name__}, expected a LinearMap, a callable or an operator")
+        raise TypeError(f"check_linear_map: expected a LinearMap, a callable or an operator, got {shown(A)}")
     if hasattr(A, "in_shape") and hasattr(A, "T"):
         plain = (lambda A, x: A.apply(x)) if hasattr(A, "apply") else (lambda A, x: A(x))
         return LinearLike(
@@ -64,10 +65,12 @@ def linear_like(A: Any, in_shape: Sequence[int] | None, dtype: Any) -> LinearLik
             batched=True,
         )
     if in_shape is None:
-        raise ValueError("check_linear_map: a bare callable needs in_shape=, the shape of its argument")
+        raise ValueError(
+            "check_linear_map: expected in_shape=, the shape of its argument, with a bare callable, got None"
+        )
     out = jax.eval_shape(A, shape_dtype(in_shape, dtype))
     if not hasattr(out, "shape"):
-        raise TypeError(f"check_linear_map: the callable returns {out}, expected one array")
+        raise TypeError(f"check_linear_map: expected the callable to return one array, got a {type(out).__name__}")
     call = lambda A, x: A(x)  # noqa: E731
     return LinearLike(A, tuple(in_shape), tuple(out.shape), call, call)
 
@@ -76,7 +79,7 @@ def _operator(A: Any) -> LinearLike:
     structures = (A.in_structure(), A.out_structure())
     for structure in structures:
         if not hasattr(structure, "shape"):
-            raise TypeError(f"check_linear_map: the operator's structure is {structure}, expected one array")
+            raise TypeError(f"check_linear_map: expected the operator's structure to be one array, got {structure}")
     call = lambda A, x: A.mv(x)  # noqa: E731
     transpose = (lambda A: A.transpose()) if hasattr(A, "transpose") else None
     matrix = (lambda A: A.as_matrix()) if hasattr(A, "as_matrix") else None

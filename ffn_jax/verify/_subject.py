@@ -143,10 +143,11 @@ def _leaf(names: Sequence[str], path: Sequence[Any], value: Any) -> Leaf:
         array = jnp.asarray(None if isinstance(value, str | bytes) else value)
     except (TypeError, ValueError):
         raise TypeError(
-            f"check_vjp: {label} is a {type(value).__name__}, expected an array; pass other things through a closure"
+            f"check_vjp: expected {label} to be an array, got {type(value).__name__}; "
+            "pass other things through a closure"
         ) from None
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
-        raise TypeError(f"check_vjp: {label} has dtype {array.dtype}, expected a real dtype")
+        raise TypeError(f"check_vjp: expected {label} of a real dtype, got {array.dtype}")
     return Leaf(label, array.shape, array.dtype, np.asarray(array))
 
 

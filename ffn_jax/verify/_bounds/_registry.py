@@ -25,7 +25,10 @@ class UnsupportedPrimitiveError(NotImplementedError):
 
     def __init__(self, primitive: str) -> None:
         self.primitive = primitive
-        super().__init__(f"no error bound is known for the primitive '{primitive}'")
+        super().__init__(
+            f"check_vjp: no error bound is known for the primitive '{primitive}' of the reference; write the reference "
+            "without it, or check the part around it"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

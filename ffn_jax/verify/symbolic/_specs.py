@@ -37,7 +37,10 @@ def read_specs(arg_specs: Sequence[Any]) -> list[Any]:
         if isinstance(leaf, str):
             match = _TEXT.fullmatch(leaf)
             if match is None or match[1] not in DTYPES:
-                raise ValueError(f'prove_vjp: expected a specification such as "f64[n,d]", got {leaf!r}')
+                raise ValueError(
+                    'prove_vjp: expected a specification such as "f64[n,d]" '
+                    f"(dtypes: {', '.join(DTYPES)}), got {leaf!r}"
+                )
             return Spec(export.symbolic_shape(match[2], scope=scope), jax.numpy.dtype(DTYPES[match[1]]))
         if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
             raise TypeError(

@@ -139,7 +139,7 @@ class Refutation:
         lines = [f"REFUTED in {self.seconds:.2f} s: {self.statement}"]
         sizes = ", ".join(f"{n} = {v}" for n, v in c.sizes.items()) or "the sizes as stated"
         lines.append(f"At {sizes}, the {c.equation}{at} is {c.ours}, but it has to be {c.theirs}, for")
-        lines += [f"    {name} = {value}" for name, value in c.point.items()]
+        lines += [f"    {name} = {value}".replace("'", "") for name, value in c.point.items()]  # numbers, kept as text
         if self.residues:
             lines.append("Left over, in index notation:")
             lines += [f"    {r}" for r in self.residues]
