@@ -34,6 +34,7 @@ from ffn_jax.ffn import ffn_residual_reference as ffn_residual_reference
 from ffn_jax.ffn import ffn_residual_tape as ffn_residual_tape
 from ffn_jax.maps import BlockDiagonal as BlockDiagonal
 from ffn_jax.maps import Dense as Dense
+from ffn_jax.maps import FusedDense as FusedDense
 from ffn_jax.maps import LinearMap as LinearMap
 from ffn_jax.maps import TimeDistributed as TimeDistributed
 from ffn_jax.maps import linear_map as linear_map

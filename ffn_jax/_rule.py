@@ -18,7 +18,8 @@ Dropout multiplies h or u by a diagonal map, drawn again from its key and its ow
 
 This is the adjoint of the Fréchet derivative of x -> (z, h, u, y): TorchLean,
 `seqFfnResidual_backpropVec_eq_adjoint_fderiv`. What the backward keeps is x and any of z and h; what is not
-kept is computed again. Parameter cotangents stay in float32 for half types until the last cast.
+kept is computed again. Parameter cotangents stay in float32 for half types until the last cast. A map may offer
+(z, h), or (h, σ'(z) ⊙ A2ᵀ ū), in one step: `LinearMap.activated` and `transpose_activated`.
 """
 
 from functools import partial
@@ -28,7 +29,7 @@ import jax
 import jax.numpy as jnp
 
 from ffn_jax import _blocks, _chunks, norms
-from ffn_jax._activation_rule import ActivationRule
+from ffn_jax._activation_rule import ActivationRule, PairRule
 from ffn_jax._checks import wide
 from ffn_jax._mesh import like_sharding
 from ffn_jax.dropout import Rate, Seed, drop
@@ -89,8 +90,12 @@ def evaluate(config: Config, x: "Array", params: Params, undecorated: bool = Fal
     if config.norm is not None and affine is not None:
         normalise = norms.undecorated if undecorated else norms.normalise
         xhat = normalise(config.norm, x, affine)
-    z = add_bias(A1.apply(xhat) if undecorated else A1.call(xhat), b1)
-    h = drop(config.dropout, seed, "hidden", config.activation.value(theta, z), A2.in_shape)
+    step = None if undecorated else _in_one_step(config, A1, b1, xhat)
+    if step is None:
+        z = add_bias(A1.apply(xhat) if undecorated else A1.call(xhat), b1)
+        step = z, config.activation.value(theta, z)
+    z, h = step
+    h = drop(config.dropout, seed, "hidden", h, A2.in_shape)
     u = add_bias(A2.apply(h) if undecorated else A2.call(h), b2)
     u = drop(config.dropout, seed, "output", u, A2.out_shape)
     return FFNTape(z, h, u, x + u if config.residual else u)
@@ -116,12 +121,15 @@ def pull_back(
         xhat = norms.value(x, affine, rows)
     if z is None:
         z = add_bias(A1.call(xhat), b1)
-    h_again, activation_pullback = config.activation.pullback(theta, z)
-    h = drop(config.dropout, seed, "hidden", h_again, A2.in_shape) if h is None else h
-
     ubar = drop(config.dropout, seed, "output", add(seeds.output, seeds.projected), A2.out_shape)
-    hbar = add(A2.transpose_call(ubar), seeds.hidden_act)
-    theta_bar, zbar = activation_pullback(drop(config.dropout, seed, "hidden", hbar, A2.in_shape))
+    step = _back_in_one_step(config, A2, z, ubar, seeds, want_act=h is None)
+    if step is None:
+        h_again, activation_pullback = config.activation.pullback(theta, z)
+        hbar = add(A2.transpose_call(ubar), seeds.hidden_act)
+        theta_bar, zbar = activation_pullback(drop(config.dropout, seed, "hidden", hbar, A2.in_shape))
+    else:
+        (h_again, zbar), theta_bar = step, ()
+    h = drop(config.dropout, seed, "hidden", h_again, A2.in_shape) if h is None else h
     zbar = add(zbar, seeds.hidden_pre)
     xbar, affine_bar = A1.transpose_call(zbar), None
     if affine is not None and rows is not None:
@@ -133,6 +141,21 @@ def pull_back(
     A1_bar, b1_bar = A1.params_vjp(xhat, zbar), sum_to(zbar, b1)
     seed = None if seed is None else seed._replace(tokens=None)  # integers: a placeholder, the chunks' sum has none
     return xbar, Params(A1_bar, b1_bar, A2_bar, b2_bar, theta_bar, affine_bar, seed)
+
+
+def _in_one_step(config: Config, A1: LinearMap, b1: "Array | None", xhat: "Array") -> Any:
+    """(z, h) where A1 offers them in one step, z None where `save` does not name it; or else None."""
+    if not isinstance(config.activation, PairRule):
+        return None
+    return A1.activated(xhat, b1, config.activation.activation, keep_pre="hidden_pre" in config.save)
+
+
+def _back_in_one_step(config: Config, A2: LinearMap, z: "Array", ubar: "Array", seeds: Seeds, want_act: bool) -> Any:
+    """(h, σ'(z) ⊙ A2ᵀ ū) where A2 offers them in one step and nothing comes between the factors; or else None."""
+    between = seeds.hidden_act is not None or (config.dropout is not None and config.dropout.on != "output")
+    if between or not isinstance(config.activation, PairRule):
+        return None
+    return A2.transpose_activated(ubar, z, config.activation.activation, want_act)
 
 
 def add(a: "Array", b: "Array | None") -> "Array":

@@ -45,11 +45,13 @@ class Activation:
       name: what it prints as.
       value: z -> σ(z).
       value_and_derivative: z -> (σ(z), D), as the module's equations say.
+      base: of a gated unit made by `gated` the activation of its gate; of all others None.
     """
 
     name: str
     value: Value
     value_and_derivative: ValueAndDerivative
+    base: "Activation | None" = None
 
     def __call__(self, z: "Array") -> "Array":
         """σ(z), in z's dtype; half types are evaluated in float32."""
@@ -108,14 +110,24 @@ def gated(base: Activation, name: str | None = None) -> Activation:
 @cache
 def _gated(base: Activation, name: str | None) -> Activation:
     def value(z: "Array") -> "Array":
-        return base.value(_gate(z, 0)) * _gate(z, 1)
+        return gate_value(base, _gate(z, 0), _gate(z, 1))
 
     def value_and_derivative(z: "Array") -> "tuple[Array, Array]":
-        up = _gate(z, 1)
-        g, dg = base.value_and_derivative(_gate(z, 0))
-        return g * up, jnp.stack([dg * up, g], axis=-2)
+        h, derivatives = gate_pair(base, _gate(z, 0), _gate(z, 1))
+        return h, jnp.stack(derivatives, axis=-2)
 
-    return Activation(name or f"gated({base.name})", value, value_and_derivative)
+    return Activation(name or f"gated({base.name})", value, value_and_derivative, base)
+
+
+def gate_value(base: Activation, gate: "Array", up: "Array") -> "Array":
+    """σ(z₀) ⊙ z₁, the gates apart."""
+    return base.value(gate) * up
+
+
+def gate_pair(base: Activation, gate: "Array", up: "Array") -> "tuple[Array, tuple[Array, Array]]":
+    """(σ(z₀) ⊙ z₁, (D₀, D₁)), the gates apart."""
+    g, dg = base.value_and_derivative(gate)
+    return g * up, (dg * up, g)
 
 
 def _gate(z: "Array", k: int) -> "Array":

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from jax import Array
     from jax.typing import ArrayLike
 
+    from ffn_jax.activations import Activation
+
 
 class LinearMap:
     """A linear function `(*batch, *in_shape) -> (*batch, *out_shape)`; a pytree and a callable.
@@ -109,6 +111,45 @@ class LinearMap:
         """
         _, pullback = jax.vjp(lambda A: A.apply(x), self)
         return pullback(ybar)[0]
+
+    # ------------------------------------------------------------------------------- what a map may fuse
+
+    def activated(
+        self, x: "Array", b: "Array | None", activation: "Activation", keep_pre: bool
+    ) -> "tuple[Array | None, Array] | None":
+        """z = A x + b and h = σ(z) in one step; None where this map has no such step, as most have not.
+
+        The sublayer's rule asks its first map. The step must be equal to the two that it stands for, and JAX must be
+        able to differentiate it, for second derivatives.
+
+        Args:
+          x: the input, `(*batch, *in_shape)`.
+          b: a bias of any shape that broadcasts to the output's, or None.
+          activation: an `Activation`, of half types to be evaluated in float32.
+          keep_pre: whether z is wanted.
+
+        Returns:
+          None, or (z, h) of shapes `(*batch, *out_shape)` and the activation's, in x's dtype; z None if not wanted.
+        """
+        return None
+
+    def transpose_activated(
+        self, y: "Array", z: "Array", activation: "Activation", want_act: bool
+    ) -> "tuple[Array | None, Array] | None":
+        """h = σ(z) and z̄ = σ'(z) ⊙ Aᵀ y in one step; None where this map has no such step.
+
+        The sublayer's rule asks its second map in the backward pass. What is said of `activated` holds here too.
+
+        Args:
+          y: the cotangent of this map's output, `(*batch, *out_shape)`.
+          z: the hidden before the activation, `(*batch, *in_shape)`, for gated units with an axis of 2 before the last.
+          activation: an `Activation`.
+          want_act: whether h is wanted.
+
+        Returns:
+          None, or (h, z̄) in y's dtype; h None if not wanted.
+        """
+        return None
 
     # ------------------------------------------------------------------------------- what a user calls
 

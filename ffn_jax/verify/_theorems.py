@@ -16,6 +16,8 @@ from jax import lax
 
 import ffn_jax as fj
 from ffn_jax import _fast
+from ffn_jax._pytree import pytree_dataclass
+from ffn_jax._rule import add_bias
 from ffn_jax.maps._base import ruled_call, ruled_transpose
 from ffn_jax.verify.symbolic import opaque_linear_map
 
@@ -59,6 +61,8 @@ def theorems() -> Iterator[Theorem]:
     yield _sublayer("ffn_residual, blocks of 3, x alone kept", hidden="3*k", hidden_chunk_size=3, save=())
     yield _on_one_cpu(_sublayer("ffn_residual, weight cotangents as on one CPU", hidden="d+e"))
     yield _on_one_cpu(_sublayer("ffn_residual, as on one CPU, a batch", tokens="b,n,", hidden="d+e", save=()))
+    yield _sublayer("ffn_residual, maps with a fused step", dense=_InOneStep)
+    yield _sublayer("ffn_residual, maps with a fused step, swiglu, x alone kept", fj.swiglu, dense=_InOneStep, save=())
     yield _tape("ffn_residual_tape, seeds on all, gelu", fj.gelu)
     yield _tape("ffn_residual_tape, seeds on all, gelu_exact", fj.gelu_exact)
     yield _normed("ffn_residual, pre-norm LayerNorm", fj.LayerNorm)
@@ -77,10 +81,11 @@ def _sublayer(
     tokens: str = "n,",
     hidden: str = "f",
     bias: str = "",
+    dense: Any = fj.Dense,
     **options: Any,
 ) -> Theorem:
     def fun(x: "Array", W1: "Array", b1: "Array", W2: "Array", b2: "Array") -> "Array":
-        return fj.ffn_residual(x, fj.Dense(W1), b1, fj.Dense(W2), b2, activation=activation, **options)
+        return fj.ffn_residual(x, dense(W1), b1, dense(W2), b2, activation=activation, **options)
 
     def reference(x: "Array", W1: "Array", b1: "Array", W2: "Array", b2: "Array") -> "Array":
         return fj.ffn_residual_reference(x, fj.Dense(W1), b1, fj.Dense(W2), b2, activation=activation)
@@ -88,6 +93,20 @@ def _sublayer(
     z = f"2,{hidden}" if activation in GATED else hidden
     shapes = (f"{tokens}d", f"d,{z}", f"{bias}{z}", f"{hidden},d", f"{bias}d")
     return Theorem(name, fun, reference, tuple(f"f64[{shape}]" for shape in shapes))
+
+
+@pytree_dataclass
+class _InOneStep(fj.Dense):
+    """A map that offers both fused steps as plain formulas, which is what a kernel such as `FusedDense` has to equal."""
+
+    def activated(self, x: "Array", b: "Array | None", activation: fj.Activation, keep_pre: bool) -> Any:
+        z = add_bias(self.call(x), b)
+        return z if keep_pre else None, activation(z)
+
+    def transpose_activated(self, y: "Array", z: "Array", activation: fj.Activation, want_act: bool) -> Any:
+        h, derivative = activation.with_derivative(z)
+        hbar = self.transpose_call(y)
+        return h if want_act else None, derivative * (hbar if activation.base is None else jnp.expand_dims(hbar, -2))
 
 
 def _on_one_cpu(theorem: Theorem) -> Theorem:
