@@ -6,14 +6,14 @@ measured, torch too.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks import _report, _tables
 
 SIZES = ((512, 256, 1024), (2048, 768, 3072), (8192, 1024, 4096))
-GRID_TOKENS = (1, 8, 128, 256, 512, 2048, 8192)
+GRID_TOKENS = (1, 8, 128, 256, 512, 2048, 8192, 16384)
 
 
 def sublayer(seconds: float) -> Iterator[dict[str, Any]]:
@@ -45,16 +45,18 @@ def exact_gelu(seconds: float) -> Iterator[dict[str, Any]]:
     yield _tables.exact_gelu(2**22, seconds)
 
 
-def grid(seconds: float) -> Iterator[dict[str, Any]]:
-    """Every size, activation and dtype, forward and backward; about an hour at the default seconds."""
-    for d in (256, 768, 1024):
+def grid(seconds: float, done: Sequence[dict[str, Any]] = ()) -> Iterator[dict[str, Any]]:
+    """Every size, activation and dtype, forward and backward; hours, and continued where it was interrupted."""
+    known = {table["title"]: table for table in done}
+    for dtype in ("float32", "bfloat16"):
         for tokens in GRID_TOKENS:
-            for kind in ("tanh", "erf", "swiglu"):
-                for dtype in ("float32", "bfloat16"):
-                    yield _tables.sublayer(tokens, d, 4 * d, kind, dtype, False, seconds)
+            for d in (256, 768, 1024):
+                for kind in ("tanh", "erf", "swiglu"):
+                    title = _tables.title(tokens, d, 4 * d, kind, dtype, False)
+                    yield known.get(title) or _tables.sublayer(tokens, d, 4 * d, kind, dtype, False, seconds)
 
 
-BENCHMARKS = {
+BENCHMARKS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
     "sublayer": sublayer,
     "forward": forward,
     "stack": stack,
@@ -76,14 +78,17 @@ def main() -> None:
         parser.error(f"expected benchmarks out of {', '.join(BENCHMARKS)}, got {unknown[0]!r}")
     for name in options.which or tuple(name for name in BENCHMARKS if name != "grid"):
         tables = []
-        for table in BENCHMARKS[name](options.seconds):
+        file = options.out / f"{name}.json"
+        rest = {"done": _report.measured_here(file)} if name == "grid" else {}
+        for table in BENCHMARKS[name](options.seconds, **rest):
             _report.print_table(table)
             tables.append(table)
-            _report.write(options.out / f"{name}.json", tables)  # after each table: a long run may be interrupted
+            _report.write(file, tables)  # after each table: a long run may be interrupted
+        if name == "grid":
+            _report.print_summary(tables)
         try:
-            plot = _report.plot_growth if name == "growth" else _report.plot_bars
-            if name != "grid":
-                plot(options.out / f"{name}.png", tables)
+            plots = {"growth": _report.plot_growth, "grid": _report.plot_grid}
+            plots.get(name, _report.plot_bars)(options.out / f"{name}.png", tables)
         except ImportError:
             print("matplotlib is not installed: no plot")
 

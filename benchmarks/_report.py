@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import statistics
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,31 @@ def write(path: Path, tables: list[dict[str, Any]]) -> None:
     path.write_text(json.dumps({"machine": machine(), "tables": tables}, indent=1) + "\n")
 
 
+def measured_here(path: Path) -> list[dict[str, Any]]:
+    """The tables that the file holds, if they were measured on this machine with these versions."""
+    data = json.loads(path.read_text()) if path.exists() else {}
+    return data["tables"] if data.get("machine") == machine() else []
+
+
+def against_best_peer(table: dict[str, Any]) -> float:
+    """The default's time relative to the fastest way to write the same in JAX."""
+    ms = {row["name"]: row["ms"] for row in table["rows"]}
+    peers = [t for name, t in ms.items() if not name.startswith(("ffn_jax", "bare", "torch"))]
+    return ms["ffn_jax"] / min(peers)
+
+
+def print_summary(tables: list[dict[str, Any]]) -> None:
+    """How the default does against the best peer of each table, and where it is behind by more than 3 %."""
+    ratios = [against_best_peer(table) for table in tables]
+    behind = [(ratio, table["title"]) for ratio, table in zip(ratios, tables, strict=True) if ratio > 1.03]
+    print(
+        f"\n{len(ratios)} tables: ffn_jax takes {min(ratios):.2f} to {max(ratios):.2f} of the best peer's time, "
+        f"median {statistics.median(ratios):.2f}; more than 1.03 in {len(behind)}"
+    )
+    for ratio, title in sorted(behind, reverse=True):
+        print(f"  {ratio:.2f}  {title}")
+
+
 def plot_bars(path: Path, tables: list[dict[str, Any]]) -> None:
     """Time relative to plain jnp, a group of bars per table."""
     import matplotlib
@@ -96,6 +122,34 @@ def plot_growth(path: Path, tables: list[dict[str, Any]]) -> None:
         axis.set_ylabel(label)
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=8)
+    _save(figure, path)
+
+
+def plot_grid(path: Path, tables: list[dict[str, Any]]) -> None:
+    """The default against the best peer of each table, over tokens; a panel per dtype, a colour per activation."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    dtypes = sorted({table["dtype"] for table in tables}, reverse=True)
+    figure, axes = plt.subplots(1, len(dtypes), figsize=(4.5 * len(dtypes), 3.6), squeeze=False, sharey=True)
+    marks = dict(zip(sorted({table["d_model"] for table in tables}), "ov^sD", strict=False))
+    colours = {"tanh": "#0072b2", "erf": "#d55e00", "swiglu": "#009e73"}
+    for axis, dtype in zip(axes[0], dtypes, strict=True):
+        for kind, colour in colours.items():
+            for d, mark in marks.items():
+                case = {"dtype": dtype, "activation": kind, "d_model": d}
+                mine = [table for table in tables if case.items() <= table.items()]
+                ratios = [against_best_peer(table) for table in mine]
+                tokens = [table["tokens"] for table in mine]
+                axis.semilogx(tokens, ratios, mark, color=colour, label=f"{kind}, d {d}", markersize=4)
+        axis.axhline(1.0, color="black", linewidth=0.8)
+        axis.set_title(dtype, fontsize=9)
+        axis.set_xlabel("tokens")
+        axis.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("time / best JAX peer")
+    axes[0, -1].legend(fontsize=6, ncols=3)
     _save(figure, path)
 
 

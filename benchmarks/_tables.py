@@ -62,9 +62,15 @@ def sublayer(tokens: int, d: int, d_ff: int, kind: str, dtype: str, forward_only
     if torch_step is not None:
         calls["torch eager"] = torch_step
     what = "forward" if forward_only else "forward + backward"
-    title = f"{what}, {tokens} tokens, d_model {d}, d_ff {d_ff}, {kind}, {dtype}"
     work = {"tokens": tokens, "d_model": d, "d_ff": d_ff, "activation": kind, "dtype": dtype, "pass": what}
-    return _table(title, work, calls, memory, compile_s, seconds)
+    named = title(tokens, d, d_ff, kind, dtype, forward_only)
+    return _table(named, work, calls, memory, compile_s, seconds, min_rounds=5 if tokens < 8192 else 3)
+
+
+def title(tokens: int, d: int, d_ff: int, kind: str, dtype: str, forward_only: bool) -> str:
+    """What `sublayer` calls its table."""
+    what = "forward" if forward_only else "forward + backward"
+    return f"{what}, {tokens} tokens, d_model {d}, d_ff {d_ff}, {kind}, {dtype}"
 
 
 def stack(layers: int, tokens: int, d: int, d_ff: int, kind: str, seconds: float) -> Row:
@@ -86,9 +92,9 @@ def stack(layers: int, tokens: int, d: int, d_ff: int, kind: str, seconds: float
     for name, apply in variants.items():
         run = _compiled(step(functools.partial(scanned, apply), False), x, params, ybar)
         calls[name], memory[name], compile_s[name] = run
-    title = f"{layers} layers in lax.scan, forward + backward, {tokens} tokens, d_model {d}, d_ff {d_ff}, {kind}"
+    named = f"{layers} layers in lax.scan, forward + backward, {tokens} tokens, d_model {d}, d_ff {d_ff}, {kind}"
     work = {"layers": layers, "tokens": tokens, "d_model": d, "d_ff": d_ff, "activation": kind, "dtype": "float32"}
-    return _table(title, work, calls, memory, compile_s, seconds)
+    return _table(named, work, calls, memory, compile_s, seconds)
 
 
 def growth(tokens: tuple[int, ...], d: int, d_ff: int, seconds: float) -> Iterator[Row]:
@@ -104,8 +110,8 @@ def growth(tokens: tuple[int, ...], d: int, d_ff: int, seconds: float) -> Iterat
         }.items():
             calls[name], memory[name], compile_s[name] = _compiled(step(apply, False), x, params, ybar)
         work = {"tokens": count, "d_model": d, "d_ff": d_ff, "activation": "tanh", "dtype": "float32"}
-        title = f"growth: {count} tokens, d_model {d}, d_ff {d_ff}, tanh"
-        yield _table(title, work, calls, memory, compile_s, seconds, min_rounds=3)
+        named = f"growth: {count} tokens, d_model {d}, d_ff {d_ff}, tanh"
+        yield _table(named, work, calls, memory, compile_s, seconds, min_rounds=3)
 
 
 def _compiled(fun: Any, *args: Any) -> tuple[Callable[[], Any], float, float]:
@@ -134,8 +140,8 @@ def _products(args: tuple[Any, ...], forward_only: bool) -> Callable[[], Any]:
     return _compiled(jax.jit(forward if forward_only else both), x, W1, W2, z, h, ybar)[0]
 
 
-def _table(title: str, work: Row, calls: Any, memory: Any, compile_s: Any, seconds: float, min_rounds: int = 5) -> Row:
-    times = interleaved(calls, seconds, title, min_rounds=min_rounds)
+def _table(named: str, work: Row, calls: Any, memory: Any, compile_s: Any, seconds: float, min_rounds: int = 5) -> Row:
+    times = interleaved(calls, seconds, named, min_rounds=min_rounds)
     base = times["plain jnp"].seconds
     rows = [
         {
@@ -148,7 +154,7 @@ def _table(title: str, work: Row, calls: Any, memory: Any, compile_s: Any, secon
         }
         for name, timing in times.items()
     ]
-    return {"title": title, **work, "rounds": times["plain jnp"].rounds, "rows": rows}
+    return {"title": named, **work, "rounds": times["plain jnp"].rounds, "rows": rows}
 
 
 def exact_gelu(elements: int, seconds: float) -> Row:

@@ -3,10 +3,12 @@
     y = x + A2 σ(A1 x + b1) + b2
 
 `ffn_residual` and its siblings are pure functions; `Dense`, `TimeDistributed`, `BlockDiagonal`, `linear_map` and
-`linearize` make the maps; `gelu` and its siblings are the activations; `layer_norm` and `rms_norm` normalise.
+`linearize` make the maps; `gelu` and its siblings are the activations; `layer_norm` and `rms_norm` normalise;
+`attention` and `encoder_block` make whole Transformer blocks.
 """
 
 from ffn_jax import graph as graph
+from ffn_jax import sharding as sharding
 from ffn_jax._rule import FFNTape as FFNTape
 from ffn_jax.activations import Activation as Activation
 from ffn_jax.activations import activation as activation
@@ -19,7 +21,12 @@ from ffn_jax.activations import relu as relu
 from ffn_jax.activations import relu_squared as relu_squared
 from ffn_jax.activations import silu as silu
 from ffn_jax.activations import swiglu as swiglu
+from ffn_jax.attention import Attention as Attention
+from ffn_jax.attention import attention as attention
 from ffn_jax.dropout import Dropout as Dropout
+from ffn_jax.encoder import EncoderBlock as EncoderBlock
+from ffn_jax.encoder import FeedForward as FeedForward
+from ffn_jax.encoder import encoder_block as encoder_block
 from ffn_jax.ffn import ffn as ffn
 from ffn_jax.ffn import ffn_reference as ffn_reference
 from ffn_jax.ffn import ffn_residual as ffn_residual

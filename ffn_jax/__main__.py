@@ -8,6 +8,7 @@ from collections.abc import Sequence
 # name -> (module with main(argv) -> exit code, what it does); imported when called.
 COMMANDS = {
     "job": ("ffn_jax.demo.job", "run and check MiniLM's feed-forward sublayers (the default)"),
+    "embed": ("ffn_jax.demo.embed", "embed sentences with the whole MiniLM encoder, and show how similar they are"),
     "check": ("ffn_jax.verify._cli", "check a derivative rule or a linear map of your own, with derived tolerances"),
     "prove": ("ffn_jax.verify.symbolic._cli", "prove every rule that the package ships, or one of your own"),
 }

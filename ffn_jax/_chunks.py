@@ -137,7 +137,8 @@ def _zeros(params: Any) -> Any:
     """The accumulators; integer leaves, which have no cotangent, get an empty placeholder."""
 
     def zeros(p: "Array") -> "Array":
-        return jnp.zeros(jnp.shape(p), wide(jnp.result_type(p))) if is_inexact(p) else jnp.zeros(0, bool)
+        # zeros_like keeps, inside shard_map, the mesh axes over which p varies: a carry's type must not change.
+        return jnp.zeros_like(p, wide(jnp.result_type(p))) if is_inexact(p) else jnp.zeros(0, bool)
 
     return jax.tree.map(zeros, params)
 

@@ -30,8 +30,10 @@ import jax.numpy as jnp
 from ffn_jax import _blocks, _chunks, norms
 from ffn_jax._activation_rule import ActivationRule
 from ffn_jax._checks import wide
+from ffn_jax._mesh import like_sharding
 from ffn_jax.dropout import Rate, Seed, drop
 from ffn_jax.maps._base import LinearMap, cast_like
+from ffn_jax.sharding._fully_sharded import gathered, gathered_again, scattered
 
 if TYPE_CHECKING:
     from jax import Array
@@ -169,6 +171,7 @@ def _forward(config: Config, x: "Array", params: Params) -> "tuple[Array, _Saved
         tape = evaluate(config, x, params)
         return tape.output, _Saved(**{name: getattr(tape, name) for name in config.save})
 
+    params = gathered(params)
     if config.tokens is None:
         return step(x, params)
     return _chunks.forward(config.tokens, step, x, params)
@@ -184,11 +187,12 @@ def _backward(config: Config, residuals: "tuple[Array, _Saved, Params]", ybar: "
         return pull_back(config, x, saved.hidden_pre, saved.hidden_act, params, Seeds(None, None, None, ybar))
 
     x, saved, params = residuals
+    whole = gathered_again(params, ybar)
     if config.tokens is None:
-        xbar, bars = step(x, saved, params, ybar)
+        xbar, bars = step(x, saved, whole, ybar)
     else:
-        xbar, bars = _chunks.backward(config.tokens, step, x, saved, params, ybar)
-    return xbar, cast_like(params, bars)
+        xbar, bars = _chunks.backward(config.tokens, step, x, saved, whole, ybar)
+    return like_sharding(x, xbar), cast_like(params, scattered(params, bars))
 
 
 def _without_hidden(config: Config, x: "Array", params: Params) -> "Array":
@@ -213,24 +217,44 @@ def _sublayer_fwd(config: Config, x: "Array", params: Params) -> Any:
 sublayer.defvjp(_sublayer_fwd, _backward)
 
 
+# ------------------------------------------------------------------- what follows a sum over devices
+
+
+def finish_undecorated(x: "Array | None", u: "Array", b2: "Array | None") -> "Array":
+    """x + (u + b2), each of x and b2 perhaps absent."""
+    return add(add_bias(u, b2), x)
+
+
+@jax.custom_vjp
+def finish(x: "Array | None", u: "Array", b2: "Array | None") -> "Array":
+    """The same, with b̄2 summed as in the rule above."""
+    return finish_undecorated(x, u, b2)
+
+
+finish.defvjp(
+    lambda x, u, b2: (finish(x, u, b2), (None if x is None else (), b2)),
+    lambda kept, ybar: (None if kept[0] is None else ybar, ybar, cast_like(kept[1], sum_to(ybar, kept[1]))),
+)
+
+
 # --------------------------------------------------------------------------------------- the tape
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def sublayer_tape(config: Config, x: "Array", params: Params) -> FFNTape:
     """The whole tape; its VJP takes a seed on every entry."""
-    return evaluate(config, x, params)
+    return evaluate(config, x, gathered(params))
 
 
 def _tape_fwd(config: Config, x: "Array", params: Params) -> Any:
-    tape = evaluate(config, x, params)
+    tape = evaluate(config, x, gathered(params))
     return tape, (x, tape.hidden_pre, tape.hidden_act, params)
 
 
 def _tape_bwd(config: Config, residuals: Any, seeds: FFNTape) -> "tuple[Array, Params]":
     x, z, h, params = residuals
-    xbar, bars = pull_back(config, x, z, h, params, Seeds(*seeds))
-    return xbar, cast_like(params, bars)
+    xbar, bars = pull_back(config, x, z, h, gathered_again(params, seeds), Seeds(*seeds))
+    return like_sharding(x, xbar), cast_like(params, scattered(params, bars))
 
 
 sublayer_tape.defvjp(_tape_fwd, _tape_bwd)

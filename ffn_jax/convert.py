@@ -24,11 +24,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ffn_jax.activations import Activation, gated, geglu, gelu, gelu_exact, quick_gelu, relu, relu_squared, silu, swiglu
+from ffn_jax.encoder import FeedForward
 from ffn_jax.maps import Dense
 
 if TYPE_CHECKING:
-    from jax import Array
-
     Weights = Mapping[str, Any]
 
 HIDDEN_ACT: dict[str, Activation] = {
@@ -42,26 +41,6 @@ HIDDEN_ACT: dict[str, Activation] = {
     "swish": silu,
 }
 """Hugging Face's names of activations (`hidden_act` in config.json). Note that its "gelu" is the exact one."""
-
-
-class FeedForward(NamedTuple):
-    """One feed-forward sublayer: `ffn_residual(x, *ff[:4], activation=ff.activation)`.
-
-    A pytree whose leaves are the weights and biases: pass it to `jax.jit` and `jax.grad` as it is.
-
-    Attributes:
-      A1: `(d_model,) -> (d_ff,)`, or `(d_model,) -> (2, d_ff)` where the activation is gated.
-      b1: A1's bias, of A1's out_shape, or None.
-      A2: `(d_ff,) -> (d_model,)`.
-      b2: A2's bias `(d_model,)`, or None.
-      activation: the activation between them.
-    """
-
-    A1: Dense
-    b1: "Array | None"
-    A2: Dense
-    b2: "Array | None"
-    activation: Activation
 
 
 class _Family(NamedTuple):
@@ -212,6 +191,21 @@ def num_layers(weights: "Weights", family: str, *, prefix: str | None = None) ->
 # ------------------------------------------------------------------------------------------- how it reads
 
 
+def read(weights: "Weights", name: str, where: str, optional: bool = False) -> Any:
+    """The array of that name; an error names the nearest names that there are, or what is there instead."""
+    if name not in weights:
+        if optional:
+            return None
+        raise KeyError(f"{where}: no {name!r}{_nearest(name, weights)}")
+    value = weights[name]
+    if not isinstance(value, (np.ndarray, jax.Array)):
+        got = f"{type(value).__module__}.{type(value).__qualname__}"
+        raise TypeError(f"{where}: expected {name!r} to be a numpy or JAX array, got {got}")
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        raise TypeError(f"{where}: expected {name!r} of a real floating dtype, got {value.dtype}")
+    return value
+
+
 def _convert(family: str, weights: "Weights", layer: int, prefix: str | None, activation: Any) -> FeedForward:
     where, names = f"convert.{family}", _FAMILIES[family]
     if isinstance(layer, bool) or not isinstance(layer, (int, np.integer)):
@@ -228,10 +222,10 @@ def _convert(family: str, weights: "Weights", layer: int, prefix: str | None, ac
         there = f"{min(layers)} to {max(layers)}" if len(layers) > 1 else str(min(layers))
         raise KeyError(f"{where}: no {name(names.marker)!r}; the layers under the prefix {prefix!r} are {there}")
 
-    firsts = [_read(weights, f"{name(first)}.weight", where) for first in names.first]
-    second = _read(weights, f"{name(names.second)}.weight", where)
-    biases = [_read(weights, f"{name(first)}.bias", where, optional=True) for first in names.first]
-    b2 = _read(weights, f"{name(names.second)}.bias", where, optional=True)
+    firsts = [read(weights, f"{name(first)}.weight", where) for first in names.first]
+    second = read(weights, f"{name(names.second)}.weight", where)
+    biases = [read(weights, f"{name(first)}.bias", where, optional=True) for first in names.first]
+    b2 = read(weights, f"{name(names.second)}.bias", where, optional=True)
 
     # Everything must fit the first weight.
     anchor = f"{name(names.first[0])}.weight"
@@ -302,20 +296,6 @@ def _nearest(name: str, weights: "Weights") -> str:
     keys = [key for key in weights if isinstance(key, str)]
     near = difflib.get_close_matches(name, keys, n=3, cutoff=0.5)
     return f"; nearest: {', '.join(map(repr, near))}" if near else f"; the mapping has {len(keys)} names, none like it"
-
-
-def _read(weights: "Weights", name: str, where: str, optional: bool = False) -> Any:
-    if name not in weights:
-        if optional:
-            return None
-        raise KeyError(f"{where}: no {name!r}{_nearest(name, weights)}")
-    value = weights[name]
-    if not isinstance(value, (np.ndarray, jax.Array)):
-        got = f"{type(value).__module__}.{type(value).__qualname__}"
-        raise TypeError(f"{where}: expected {name!r} to be a numpy or JAX array, got {got}")
-    if not jnp.issubdtype(value.dtype, jnp.floating):
-        raise TypeError(f"{where}: expected {name!r} of a real floating dtype, got {value.dtype}")
-    return value
 
 
 def _activation(activation: Any, with_gate: bool, where: str) -> Activation:

@@ -17,6 +17,7 @@ from ffn_jax._activation_rule import PairRule, activation_rule
 from ffn_jax._blocks import Blocks
 from ffn_jax._checks import check_floating, check_same_dtype, is_size, size, trailing
 from ffn_jax._chunks import Tokens
+from ffn_jax._mesh import check_devices, check_unsharded_tokens, vary_together
 from ffn_jax._rule import Config, FFNTape, Params
 from ffn_jax.activations import Activation, gelu
 from ffn_jax.dropout import Dropout
@@ -26,6 +27,7 @@ from ffn_jax.maps._algebra import Composed, Scaled, Sum, Transposed
 from ffn_jax.maps._function import lift
 from ffn_jax.maps._time_distributed import per_token
 from ffn_jax.norms import LayerNorm, RMSNorm
+from ffn_jax.sharding._parallel import RowParallel, cross
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -168,8 +170,11 @@ def ffn_residual_tape(
     [1.0, 2.5]
     """
     extras = Extras(norm, norm_first, dropout)
-    config, x, params, _ = _prepare("ffn_residual_tape", True, x, A1, b1, A2, b2, activation, extras)
+    config, x, params, _, whole = _prepare("ffn_residual_tape", True, x, A1, b1, A2, b2, activation, extras)
     tape = _rule.sublayer_tape(config, x, params)
+    if whole.out is not None:
+        projected = _finish(whole, None, tape.projected)
+        tape = tape._replace(projected=projected, output=whole.x + projected)
     return tape._replace(output=_after(extras, tape.output))
 
 
@@ -198,8 +203,7 @@ def ffn_residual_reference(
     [1.0, 2.0]
     """
     extras = Extras(norm, norm_first, dropout)
-    config, x, params, _ = _prepare("ffn_residual_reference", True, x, A1, b1, A2, b2, activation, extras)
-    return _after(extras, _rule.evaluate(config, x, params, undecorated=True).output, undecorated=True)
+    return _reference("ffn_residual_reference", True, x, A1, b1, A2, b2, activation, extras)
 
 
 def ffn_reference(
@@ -221,9 +225,7 @@ def ffn_reference(
     >>> jax.jacfwd(lambda x: fj.ffn_reference(x, A, None, A, None, activation=fj.relu))(jnp.array([-1.0, 2.0])).tolist()
     [[0.0, 0.0], [0.0, 1.0]]
     """
-    extras = Extras(norm, norm_first, dropout)
-    config, x, params, _ = _prepare("ffn_reference", False, x, A1, b1, A2, b2, activation, extras)
-    return _after(extras, _rule.evaluate(config, x, params, undecorated=True).output, undecorated=True)
+    return _reference("ffn_reference", False, x, A1, b1, A2, b2, activation, Extras(norm, norm_first, dropout))
 
 
 # ------------------------------------------------------------------------------------- what is checked
@@ -244,15 +246,41 @@ def _sublayer(
     hidden_chunk_size: Any,
 ) -> "Array":
     save, chunk_size = _check_save(save, where), _check_chunk_size(chunk_size, where)
-    config, x, params, h = _prepare(where, residual, x, A1, b1, A2, b2, activation, extras)
+    config, x, params, h, whole = _prepare(where, residual, x, A1, b1, A2, b2, activation, extras)
     config = config._replace(save=save)
     if hidden_chunk_size is not None:
         config, params = _in_blocks(config, params, hidden_chunk_size, where)
     if chunk_size is None:
         chunk_size = "none" if config.blocks else _chosen_chunk_size(x, h, params)
     if chunk_size != "none":
+        check_unsharded_tokens(x, where, chunk_size)
         config, params = _chunked(config, x, h, params, chunk_size, where)
-    return _after(extras, _rule.sublayer(config, x, params))
+    y: Array = _rule.sublayer(config, x, params)
+    return _after(extras, y if whole.out is None else _finish(whole, whole.x if residual else None, y))
+
+
+def _reference(
+    where: str, residual: bool, x: Any, A1: Any, b1: Any, A2: Any, b2: Any, activation: Any, extras: Extras
+) -> "Array":
+    config, x, params, _, whole = _prepare(where, residual, x, A1, b1, A2, b2, activation, extras)
+    y = _rule.evaluate(config, x, params, undecorated=True).output
+    if whole.out is not None:
+        y = _rule.finish_undecorated(whole.x if residual else None, whole.out.leave(y), whole.b2)
+    return _after(extras, y, undecorated=True)
+
+
+class _Whole(NamedTuple):
+    """What acts after the devices' parts of a sharded sublayer are summed; `out` is None where nothing is cut."""
+
+    x: "Array"
+    out: RowParallel | None
+    b2: "Array | None"
+
+
+def _finish(whole: _Whole, x: "Array | None", u: "Array") -> "Array":
+    assert whole.out is not None
+    y: Array = _rule.finish(*vary_together(x, whole.out.leave(u), whole.b2))
+    return y
 
 
 def _after(extras: Extras, y: "Array", undecorated: bool = False) -> "Array":
@@ -260,36 +288,46 @@ def _after(extras: Extras, y: "Array", undecorated: bool = False) -> "Array":
     if extras.norm is None or extras.norm_first:
         return y
     normalise = norms.undecorated if undecorated else norms.normalise
-    return normalise(extras.norm.form, y, extras.norm.affine)
+    y, affine = vary_together(y, extras.norm.affine)
+    return normalise(extras.norm.form, y, affine)
 
 
 def _prepare(
     where: str, residual: bool, x: Any, A1: Any, b1: Any, A2: Any, b2: Any, activation: Any, extras: Extras
-) -> "tuple[Config, Array, Params, jax.ShapeDtypeStruct]":
+) -> "tuple[Config, Array, Params, jax.ShapeDtypeStruct, _Whole]":
     """Checks every argument against the next, in the order in which they act, and lifts bare callables.
 
     A pre-norm becomes part of the rule; a post-norm is checked here and applied by `_after`.
 
-    The last of what it returns is the hidden tensor's shape after the activation.
+    Returns the rule's arguments, the hidden tensor's shape after the activation, and what comes after the rule.
     """
-    x = _array(x, where, "x")
+    whole_x = x = _array(x, where, "x")
+    check_devices((x, A1, b1, A2, b2), where)
+    x, A1, A2, out = cross(x, A1, A2, where)
     A1 = lift(A1, x, where, "A1")
     b1, z = _affine(x, A1, b1, where, 1, "x")
     A1 = per_token(A1)
     rule, theta = activation_rule(activation, A1.out_shape, x.dtype, where)
     h = jax.eval_shape(rule.value, theta, z)
     A2 = lift(A2, h, where, "A2")
-    b2, u = _affine(h, A2, b2, where, 2, f"the hidden {tuple(h.shape)}")
+    b2, u = _affine(h, A2, b2, where, 2, f"the hidden {tuple(h.shape)}", out)
     A2 = per_token(A2)
-    if residual and u.shape != x.shape:
+    if residual and u.shape != whole_x.shape:
         raise ValueError(
-            f"{where}: expected A2.out_shape to bring the output back to x's shape {tuple(x.shape)}, "
+            f"{where}: expected A2.out_shape to bring the output back to x's shape {tuple(whole_x.shape)}, "
             f"got {A2.out_shape}, which makes it {tuple(u.shape)}"
         )
     form, affine = _check_norm(extras, x, u, A1, where)
     rate, seed = prepare_dropout(extras.dropout, where)
-    config = Config(rule, residual, norm=form, dropout=rate)
-    return config, x, Params(A1, b1, A2, b2, theta, affine, seed), h
+    if out is not None and rate is not None:
+        raise ValueError(
+            f"{where}: expected no dropout in a sublayer that is cut over devices, whose masks would differ from the "
+            f"whole one's, got {extras.dropout!r}; apply it outside of the sublayer"
+        )
+    inner, outer = (b2, None) if out is None else (None, b2)
+    x, params = vary_together(x, Params(A1, b1, A2, inner, theta, affine, seed))
+    config = Config(rule, residual and out is None, norm=form, dropout=rate)
+    return config, x, params, h, _Whole(whole_x, out, outer)
 
 
 def _check_norm(
@@ -313,15 +351,19 @@ def _array(value: Any, where: str, name: str) -> Any:
     return jnp.asarray(value) if isinstance(value, (np.ndarray, np.generic)) else value
 
 
-def _affine(x: Any, A: LinearMap, b: Any, where: str, k: int, what: str) -> "tuple[Array | None, jax.ShapeDtypeStruct]":
-    """Checks A_k x + b_k; returns the bias and the result's shape."""
+def _affine(
+    x: Any, A: LinearMap, b: Any, where: str, k: int, what: str, leave: RowParallel | None = None
+) -> "tuple[Array | None, jax.ShapeDtypeStruct]":
+    """Checks A_k x + b_k, where `leave` sums A_k x over devices; returns the bias and the result's shape."""
     check_same_dtype(x, A.dtype, where, "x", f"A{k}")
     n = len(A.in_shape)
     if x.ndim < n or tuple(x.shape[x.ndim - n :]) != A.in_shape:
-        got = f"x of shape {tuple(x.shape)}" if k == 1 else what
-        raise ValueError(f"{where}: expected {got} to end in A{k}.in_shape: {trailing(A.in_shape)}")
+        given = f"x of shape {tuple(x.shape)}" if k == 1 else what
+        raise ValueError(f"{where}: expected {given} to end in A{k}.in_shape: {trailing(A.in_shape)}")
     out = jax.ShapeDtypeStruct((*x.shape[: x.ndim - n], *A.out_shape), x.dtype)
-    A.check_output(jax.eval_shape(A.apply, x), out, f"{where}: A{k}")
+    got = jax.eval_shape(A.apply, x)
+    A.check_output(got, out, f"{where}: A{k}")
+    out = got if leave is None else jax.eval_shape(leave.leave, got)
     if b is None:
         return None, out
     b = _array(b, where, f"b{k}")

@@ -201,8 +201,7 @@ def tape(activation: Activation) -> Callable[..., tuple[Array, Tape]]:
     return run
 
 
-def specs(tokens: str, gated: bool = False, per_position: bool = False) -> tuple[str, ...]:
+def specs(tokens: str, gated: bool = False) -> tuple[str, ...]:
     """The arguments' specifications; `tokens` is "" or "n," or "b,n,"."""
     f = "2,f" if gated else "f"
-    place = "n," if per_position else ""
-    return f"f64[{tokens}d]", f"f64[d,{f}]", f"f64[{place}{f}]", "f64[f,d]", f"f64[{place}d]"
+    return f"f64[{tokens}d]", f"f64[d,{f}]", f"f64[{f}]", "f64[f,d]", "f64[d]"

@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +15,10 @@ import pytest
 from jax import lax
 
 import ffn_jax as fj
+from ffn_jax import FeedForward
 from ffn_jax import __main__ as cli
-from ffn_jax.convert import FeedForward
-from ffn_jax.demo import job, minilm, rounding, terminal
+from ffn_jax.demo import job, rounding, terminal
+from ffn_jax.models import minilm
 
 HELLO = [101, 7592, 1010, 2088, 999, 102]  # "Hello, world!", by Hugging Face's tokenizers
 
@@ -75,6 +77,7 @@ def test_job_on_the_real_weights_in_a_process_of_its_own():
     report = json.loads(out)
     assert (report["model"], report["tokens"], report["sentences"]) == ("all-MiniLM-L6-v2", 6, ["Hello, world!"])
     check_report(report, 6, numpy_norm(checkpoint.weights, HELLO))
+    assert report["similarity"] == [[pytest.approx(1, abs=1e-6)]]
 
 
 def test_job_without_the_package_says_how_to_get_it_and_runs(tmp_path):
@@ -102,6 +105,7 @@ def test_job_prints_a_table(capsys):
     rows = [line for line in out.splitlines() if line.endswith("  OK")]
     assert len(rows) == 1
     assert "1,536  7,680   13,824" in rows[0]
+    assert "1  ab  1.00" in out
 
 
 # ------------------------------------------------------------------------------- the verdict
@@ -120,7 +124,7 @@ def small_sublayer(seed=0, d=6, m=20):
         normal(d),
         fj.gelu_exact,
     )
-    return minilm.Sublayer(ff, jnp.ones(d, "float32"), jnp.zeros(d, "float32")), normal(5, d)
+    return minilm.Sublayer(ff, fj.LayerNorm(jnp.ones(d, "float32"), jnp.zeros(d, "float32"))), normal(5, d)
 
 
 @jax.custom_vjp
@@ -173,6 +177,7 @@ def test_nan_fails_and_is_null_in_json(monkeypatch, capsys):
     report = json.loads(capsys.readouterr().out)
     assert report["ok"] is report["layers"][0]["ok"] is False
     assert report["layers"][0]["output_norm"] is None
+    assert report["similarity"] == [[None]]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -192,6 +197,51 @@ def test_only_the_exact_gelu_has_a_bound():
     sublayer, x = small_sublayer()
     with pytest.raises(ValueError, match=r"expected sublayers with gelu_exact, got gelu$"):
         job.run([sublayer._replace(ff=sublayer.ff._replace(activation=fj.gelu))], x)
+
+
+# ------------------------------------------------------------------------------- embed
+
+
+@pytest.fixture
+def real_weights():
+    try:
+        minilm.load()
+    except ModuleNotFoundError as error:
+        pytest.skip(str(error))
+
+
+def test_embed_prints_the_embeddings_of_transformers_as_json(real_weights, capsys):
+    reference = np.load(Path(__file__).parent / "data" / "encoder_reference.npz")
+    sentences = [s for s in reference["minilm/sentences"].tolist() if s]
+    assert cli.main(["embed", "--json", *sentences]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["sentences"] == sentences
+    expected = reference["minilm/embeddings"][reference["minilm/sentences"] != ""]
+    np.testing.assert_allclose(report["embeddings"], expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(report["embeddings"], axis=1), 1, rtol=1e-6)
+
+
+def test_embed_prints_a_matrix_of_its_own_sentences(real_weights, capsys):
+    assert cli.main(["embed"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line[:1].isdigit()]
+    similarities = np.array([row[-len(rows) :] for row in rows], float)
+    assert similarities.shape == (5, 5)
+    assert (similarities == similarities.T).all()
+    assert (np.diag(similarities) == 1).all()
+    assert min(similarities[0, 1], similarities[2, 3]) > 0.5 > 0.2 > similarities[[0, 0, 1, 4], [2, 3, 2, 3]].max()
+
+
+def test_embed_says_what_is_wrong(monkeypatch, capsys):
+    monkeypatch.setattr(minilm, "load", minilm.synthetic)
+    assert cli.main(["embed", "a", ""]) == 2
+    assert "a word in every sentence, got '' as number 2" in capsys.readouterr().err
+
+    def missing():
+        raise ModuleNotFoundError("the package is not installed")
+
+    monkeypatch.setattr(minilm, "load", missing)
+    assert cli.main(["embed", "a"]) == 2
+    assert capsys.readouterr().err == "ffn_jax: the package is not installed\n"
 
 
 # ------------------------------------------------------------------------------- the command line

@@ -1,4 +1,7 @@
-"""The sublayer's rules are proved for all sizes; wrong ones are refuted at a concrete input."""
+"""Rules that the package does not have, written as others might: right ones are proved, wrong ones refuted.
+
+The package's own are proved in `test_theorems`.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +21,7 @@ from sublayer_for_proofs import (
     weight_bar,
 )
 
-from ffn_jax.verify import Certificate, Refutation, opaque_linear_map, prove_vjp
+from ffn_jax.verify import Certificate, Refutation, prove_vjp
 
 
 def assert_proved(fun, reference, *arg_specs):
@@ -28,35 +31,16 @@ def assert_proved(fun, reference, *arg_specs):
     return verdict
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
-def test_sublayer_is_proved_for_every_activation(name):
+@pytest.mark.parametrize("name", ["gelu_exact", "relu", "swiglu"])
+def test_sublayer_is_proved(name):
     fun = sublayer(ACTIVATIONS[name])
     certificate = assert_proved(fun, fun, *specs("n,", ACTIVATIONS[name].gated))
     kinks = [c for c in certificate.side_conditions if "kink" in c]
     assert bool(kinks) == name.startswith("relu")
 
 
-@pytest.mark.parametrize("tokens", ["", "b,n,"])
-@pytest.mark.parametrize("name", ["gelu_exact", "relu"])
-def test_sublayer_is_proved_for_a_token_and_a_batch(name, tokens):
-    fun = sublayer(ACTIVATIONS[name])
-    assert_proved(fun, fun, *specs(tokens))
-
-
-def test_sublayer_is_proved_with_a_bias_per_position():
-    fun = sublayer(ACTIVATIONS["gelu"])
-    assert_proved(fun, fun, *specs("b,n,", per_position=True))
-
-
-@pytest.mark.parametrize("save", [(), ("z", "h")], ids=str)
-def test_sublayer_is_proved_for_every_choice_of_what_to_save(save):
-    fun = sublayer(ACTIVATIONS["gelu"], save)
-    assert_proved(fun, fun, *specs("n,"))
-
-
-@pytest.mark.parametrize("name", ["gelu", "relu", "swiglu"])
-def test_chunked_sublayer_is_proved_for_any_number_of_chunks(name):
-    activation = ACTIVATIONS[name]
+def test_chunked_sublayer_is_proved_for_any_number_of_chunks():
+    activation = ACTIVATIONS["relu"]
     assert_proved(chunked(activation, 4), sublayer(activation), *specs("k*4,", activation.gated))
 
 
@@ -68,37 +52,10 @@ def test_chunked_sublayer_is_proved_for_any_size_of_chunks():
     assert_proved(fun, sublayer(ACTIVATIONS["gelu_exact"]), *(jax.ShapeDtypeStruct(s, "float64") for s in shapes))
 
 
-@pytest.mark.parametrize("name", ["gelu", "gelu_exact", "swiglu"])
-def test_tape_is_proved_with_seeds_on_the_input_and_on_every_saved_tensor(name):
-    fun = tape(ACTIVATIONS[name])
-    certificate = assert_proved(fun, fun, *specs("n,", ACTIVATIONS[name].gated))
+def test_tape_is_proved_with_seeds_on_the_input_and_on_every_saved_tensor():
+    fun = tape(ACTIVATIONS["swiglu"])
+    certificate = assert_proved(fun, fun, *specs("n,", gated=True))
     assert len(certificate.statement.seeds) == 5
-
-
-@pytest.mark.parametrize("name", ["gelu", "gelu_exact"])
-def test_seed_theorem_is_proved_for_opaque_linear_maps_and_biases_of_the_full_shape(name):
-    activation = ACTIVATIONS[name]
-    n, d, f = jax.export.symbolic_shape("n, d, f")
-    A1, A2 = opaque_linear_map("A1", (n, d), (n, f)), opaque_linear_map("A2", (n, f), (n, d))
-
-    @jax.custom_vjp
-    def run(x, b1, b2):
-        z = A1(x) + b1
-        h = activation.value(z)
-        p = A2(h) + b2
-        return x, z, h, p, x + p
-
-    def backward(saved, seeds):
-        z = saved
-        x_seed, z_seed, h_seed, p_seed, y_seed = seeds
-        pbar = p_seed + y_seed
-        _, zbar = activation.pullback(z, h_seed + A2.transpose(pbar))
-        zbar = zbar + z_seed
-        return x_seed + y_seed + A1.transpose(zbar), zbar, pbar
-
-    run.defvjp(lambda x, b1, b2: (run(x, b1, b2), A1(x) + b1), backward)
-    shapes = [(n, d), (n, f), (n, d)]
-    assert_proved(run, run, *(jax.ShapeDtypeStruct(s, "float64") for s in shapes))
 
 
 def test_packed_swiglu_is_proved_through_slices_and_concatenations():

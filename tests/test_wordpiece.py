@@ -2,7 +2,7 @@
 
 import pytest
 
-from ffn_jax.demo import minilm, wordpiece
+from ffn_jax.models import minilm, wordpiece
 
 REFERENCE = {
     "Hello, world!": [101, 7592, 1010, 2088, 999, 102],

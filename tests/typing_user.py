@@ -60,7 +60,7 @@ def graphs(x: Array, A: fj.LinearMap, b: Array) -> None:
 
 def conversion() -> None:
     ff = convert.bert({}, 0)
-    assert_type(ff.A1, fj.Dense)
+    assert_type(ff, fj.FeedForward)
     assert_type(ff.b1, Array | None)
 
 

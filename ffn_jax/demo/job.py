@@ -8,6 +8,8 @@ For each sublayer, with the post-norm output of one feeding the next:
 - what the backward pass keeps is read off the residuals of `jax.vjp`: their bytes at 2 N tokens less those at N, over
   N, which leaves the parameters out;
 - forward, and forward with backward, are timed in float32 with the default `save`.
+
+Beside it stands what the sublayers are for: the whole encoder's similarity of each sentence to each.
 """
 
 import argparse
@@ -23,7 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import ffn_jax as fj
-from ffn_jax.demo import minilm, rounding, terminal
+from ffn_jax.demo import embed, rounding, terminal
+from ffn_jax.models import minilm
 
 if TYPE_CHECKING:
     from jax import Array
@@ -84,25 +87,44 @@ class Row(NamedTuple):
         return name, errors[name].relative, max((e.of_tolerance for e in errors.values()), key=_nan_last)
 
 
+class Report(NamedTuple):
+    """What is printed.
+
+    Attributes:
+      checkpoint: the model.
+      sentences: the sentences.
+      embeddings: one vector of length 1 each, by the whole encoder.
+      tokens: how many tokens the sublayers were run on.
+      rows: one of each sublayer.
+    """
+
+    checkpoint: minilm.Checkpoint
+    sentences: Sequence[str]
+    embeddings: np.ndarray
+    tokens: int
+    rows: list[Row]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every gradient is within its tolerance."""
+        return all(row.ok for row in self.rows)
+
+
 def main(argv: Sequence[str]) -> int:
     """Runs the job and prints its table, or JSON; returns 0, or 1 where a gradient is out of tolerance."""
     options = _parser().parse_args(argv)
     checkpoint = _checkpoint(options.synthetic)
     sentences = options.text or list(SENTENCES)
     try:
-        x = minilm.embed(checkpoint, sentences)
+        x, embeddings = minilm.embed_tokens(checkpoint, sentences), np.asarray(minilm.embed(checkpoint, sentences))
     except ValueError as error:
         print(f"ffn_jax: {error}", file=sys.stderr)
         return 2
     if options.tokens:
         x = x[jnp.arange(options.tokens) % len(x)]
-    rows = run(minilm.sublayers(checkpoint), x)
-    ok = all(row.ok for row in rows)
-    if options.json:
-        print(json.dumps(_as_json(checkpoint, sentences, x, rows, ok), indent=2, allow_nan=False))
-    else:
-        print(_as_text(checkpoint, sentences, x, rows, ok))
-    return 0 if ok else 1
+    report = Report(checkpoint, sentences, embeddings, len(x), run(minilm.sublayers(checkpoint), x))
+    print(json.dumps(_as_json(report), indent=2, allow_nan=False) if options.json else _as_text(report))
+    return 0 if report.ok else 1
 
 
 def run(sublayers: Sequence[minilm.Sublayer], x: "Array") -> list[Row]:
@@ -117,7 +139,7 @@ def run(sublayers: Sequence[minilm.Sublayer], x: "Array") -> list[Row]:
     kernels = _kernels(sublayers[0].ff.activation)
     rows = []
     with terminal.Progress(4 * len(sublayers)) as progress:
-        for layer, (ff, scale, shift) in enumerate(sublayers):
+        for layer, (ff, norm) in enumerate(sublayers):
 
             def say(doing: str, layer: int = layer) -> None:
                 progress(f"layer {layer + 1} of {len(sublayers)}: {doing}")
@@ -139,7 +161,7 @@ def run(sublayers: Sequence[minilm.Sublayer], x: "Array") -> list[Row]:
                     _milliseconds(kernels.gradients[_name(DEFAULT_SAVE)], args, ybar),
                 )
                 rows.append(row)
-                x = kernels.post_norm(y, scale, shift)
+                x = kernels.post_norm(norm, y)
     return rows
 
 
@@ -183,7 +205,7 @@ def _kernels(activation: fj.Activation) -> _Kernels:
         gradients={name: gradients(f) for name, f in functions.items()},
         transpose=jax.jit(transpose),
         forward=jax.jit(functions[_name(DEFAULT_SAVE)]),
-        post_norm=jax.jit(minilm.layer_norm),
+        post_norm=jax.jit(lambda norm, y: norm(y)),
     )
 
 
@@ -253,7 +275,8 @@ def _milliseconds(f: Callable[..., Any], *args: Any, seconds: float = 0.15) -> f
 # ------------------------------------------------------------------------------------- what is printed
 
 
-def _as_text(checkpoint: minilm.Checkpoint, sentences: Sequence[str], x: "Array", rows: list[Row], ok: bool) -> str:
+def _as_text(report: Report) -> str:
+    checkpoint, sentences, embeddings, tokens, rows = report
     d_model, d_ff = _sizes(checkpoint)
     groups = [("", 2), ("largest gradient error", 2), ("saved bytes per token", 4), ("milliseconds", 2), ("", 1)]
     head = ("layer", "output norm", *PRECISIONS, "x", "x, z", "x, z, h", "autodiff", "forward", "+ backward", "")
@@ -272,7 +295,7 @@ def _as_text(checkpoint: minilm.Checkpoint, sentences: Sequence[str], x: "Array"
     lines = [
         f"ffn_jax {fj.__version__} on jax {jax.__version__}, {jax.default_backend()}: {checkpoint.name}",
         f"{_count(len(rows), 'sublayer')} y = x + A2 gelu(A1 x + b1) + b2, d_model {d_model}, d_ff {d_ff}, exact GELU; "
-        f"{_count(len(x), 'token')} of {_count(len(sentences), 'sentence')}",
+        f"{_count(tokens, 'token')} of {_count(len(sentences), 'sentence')}",
         "",
         terminal.table([head, *body], left=(2, 3, 10), groups=groups),
         "",
@@ -280,11 +303,15 @@ def _as_text(checkpoint: minilm.Checkpoint, sentences: Sequence[str], x: "Array"
         "           the largest of an entry over the gradient's largest, in the argument named; in brackets, the",
         "           largest part of an entry's tolerance that is used, over x, A1, b1, A2, b2 and every save",
         "tolerance  both sides' a-priori rounding bounds, entry by entry (ffn_jax.demo.rounding):",
-        f"           gamma_k = ku/(1 - ku) for sums of k <= {max(d_ff + 1, len(x))} terms, u = 2^-53 and 2^-24",
+        f"           gamma_k = ku/(1 - ku) for sums of k <= {max(d_ff + 1, tokens)} terms, u = 2^-53 and 2^-24",
         "saved      by the residuals of jax.vjp in float32, parameters left out: x for save=(), x and z = hidden_pre",
         "           by default, h = hidden_act too if asked for; autodiff is jax.vjp of the reference",
         "",
-        "OK: every gradient is within its tolerance" if ok else "FAIL: a gradient is out of its tolerance",
+        "cosine similarity of the sentences, by the whole encoder:",
+        "",
+        embed.matrix(sentences, embeddings),
+        "",
+        "OK: every gradient is within its tolerance" if report.ok else "FAIL: a gradient is out of its tolerance",
     ]
     return "\n".join(lines)
 
@@ -297,9 +324,8 @@ def _error_text(name: str, relative: float, of_tolerance: float) -> str:
     return f"{relative:.1e} {name:<2} ({100 * of_tolerance:.1g}%)"
 
 
-def _as_json(
-    checkpoint: minilm.Checkpoint, sentences: Sequence[str], x: "Array", rows: list[Row], ok: bool
-) -> dict[str, Any]:
+def _as_json(report: Report) -> dict[str, Any]:
+    checkpoint, sentences, embeddings, tokens, rows = report
     d_model, d_ff = _sizes(checkpoint)
     return {
         "ffn_jax": fj.__version__,
@@ -309,8 +335,9 @@ def _as_json(
         "d_model": d_model,
         "d_ff": d_ff,
         "sentences": list(sentences),
-        "tokens": len(x),
-        "ok": ok,
+        "similarity": [[_number(s) for s in row] for row in embed.similarity(embeddings).tolist()],
+        "tokens": tokens,
+        "ok": report.ok,
         "layers": [
             {
                 "layer": row.layer,

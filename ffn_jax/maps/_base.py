@@ -28,6 +28,7 @@ from ffn_jax._checks import (
     is_inexact,
     size,
 )
+from ffn_jax._mesh import like_sharding, struct_like
 
 if TYPE_CHECKING:
     from jax import Array
@@ -92,7 +93,7 @@ class LinearMap:
 
     def transpose_apply(self, y: "Array") -> "Array":
         """Aᵀ y for `y: (*batch, *out_shape)`, without checks; returns `(*batch, *in_shape)`."""
-        x = jax.ShapeDtypeStruct(self._batch(y, self.out_shape) + self.in_shape, y.dtype)
+        x = struct_like(y, self._batch(y, self.out_shape), self.in_shape)
         return transpose_of(self.apply, x, type(self).__name__)(y)
 
     def params_vjp(self, x: "Array", ybar: "Array") -> Self:
@@ -232,12 +233,12 @@ def transpose_of(fun: Any, x: jax.ShapeDtypeStruct, where: str) -> Any:
 
 
 def cast_like(primal: Any, cotangent: Any) -> Any:
-    """`cotangent`, leaf by leaf in its primal's dtype; integer leaves get float0 zeros."""
+    """`cotangent`, leaf by leaf in its primal's dtype and layout; integer leaves get float0 zeros."""
 
     def cast(p: Any, c: Any) -> Any:
         if not is_inexact(p):
             return np.zeros(jnp.shape(p), jax.dtypes.float0)
-        return c.astype(jnp.result_type(p))
+        return like_sharding(p, c.astype(jnp.result_type(p)))
 
     return jax.tree.map(cast, primal, cotangent)
 

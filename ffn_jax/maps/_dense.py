@@ -18,8 +18,10 @@ from jax import lax
 
 from ffn_jax._checks import Shape, check_floating, size, wide
 from ffn_jax._fast import outer
+from ffn_jax._mesh import explicit_sharding
 from ffn_jax._pytree import pytree_dataclass, static
 from ffn_jax.maps._base import LinearMap
+from ffn_jax.maps._explicit import product_sharding
 
 if TYPE_CHECKING:
     from jax import Array
@@ -103,12 +105,22 @@ class Dense(LinearMap):
 
     def params_vjp(self, x: "Array", ybar: "Array") -> Self:
         """W̄ in the weight's layout, in float32 for half types."""
+        if (sharding := explicit_sharding(self.weight)) is not None:
+            return dataclasses.replace(self, weight=self._sharded_weight_vjp(x, ybar, sharding))
         # As a product of matrices: XLA's CPU backend has no half-precision product with more output axes.
         x = x.reshape(*self._batch(x, self.in_shape), size(self.in_shape))
         ybar = ybar.reshape(*self._batch(ybar, self.out_shape), size(self.out_shape))
         product = outer(x, ybar) if self.layout == "in_out" else outer(ybar, x)
         weight_bar = product.reshape(self.weight.shape)
         return dataclasses.replace(self, weight=weight_bar)
+
+    def _sharded_weight_vjp(self, x: "Array", ybar: "Array", sharding: Any) -> "Array":
+        """W̄ laid out as the weight is. No axes are merged, which a sharded axis may not survive."""
+        first, second = (x, ybar) if self.layout == "in_out" else (ybar, x)
+        batch = tuple(range(len(self._batch(x, self.in_shape))))
+        dtype = wide(x.dtype)  # the CPU backend lacks half-precision products with several output axes
+        numbers = ((batch, batch), ((), ()))
+        return lax.dot_general(first.astype(dtype), second.astype(dtype), numbers, out_sharding=sharding)
 
     @property
     def T(self) -> "Dense":  # noqa: N802
@@ -128,5 +140,11 @@ class Dense(LinearMap):
 def _contract(x: "Array", weight: "Array", axes: tuple[int, ...]) -> "Array":
     """Sums the trailing axes of x against `axes` of the weight; the weight's other axes come last."""
     x_axes = tuple(range(x.ndim - len(axes), x.ndim))
-    product = lax.dot_general(x, weight, ((x_axes, axes), ((), ())), preferred_element_type=wide(x.dtype))
+    product = lax.dot_general(
+        x,
+        weight,
+        ((x_axes, axes), ((), ())),
+        preferred_element_type=wide(x.dtype),
+        out_sharding=product_sharding(x, weight, axes),
+    )
     return product.astype(x.dtype)
