@@ -25,14 +25,14 @@ def test_saved_bytes_are_those_of_the_committed_job():
 
 def benchmark_rows():
     """The README's benchmark table, from the committed results."""
-    for name in ("sublayer", "forward", "stack"):
+    for name in ("sublayer", "forward", "stack", "growth"):
         for table in json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())["tables"]:
             rows = {row["name"]: row for row in table["rows"]}
             own, plain = rows["ffn_jax"], rows["plain jnp"]
             peers = [r["ratio"] for r in rows.values() if not r["name"].startswith(("ffn", "bare", "torch"))]
             memory = [f"{row['temporary_mib']:.0f}" for row in (own, rows["ffn_jax, save=()"], plain)]
             products = f"{rows['bare products']['ratio']:.2f}" if "bare products" in rows else ""
-            title = table["title"].replace(", float32", "")
+            title = table["title"].replace(", float32", "").replace("growth: ", "forward + backward, ")
             yield f"| {title} | {own['ratio']:.2f} | {min(peers):.2f} | {products} | {' / '.join(memory)} |"
 
 
