@@ -164,7 +164,7 @@ BAD = {
     "x too narrow": (lambda: call(jnp.ones((SEQ, 4))), ValueError, ["(5, 4)", "Q.in_shape (6,)"]),
     "x in another dtype": (lambda: call(x.astype("float32")), TypeError, ["x of dtype float64", "Q", "float32"]),
     "Q without heads": (lambda: call(Q=dense(D, 12), bq=None), ValueError, ["Q", "(2, 5, heads, head_dim)", "12)"]),
-    "Q no map": (lambda: call(Q=3.0), TypeError, ["Q", "LinearMap", "float"]),
+    "Q no map": (lambda: call(Q=3.0), TypeError, ["Q", "LinearMap", "got 3.0"]),
     "Q affine": (lambda: call(Q=lambda x: jnp.ones((2, 5, 4, 3))), ValueError, ["Q", "linear"]),
     "V unlike K": (lambda: call(V=dense(D, 2, DIM), bv=None), ValueError, ["V", "(4, 3)", "(2, 3)"]),
     "head_dims differ": (
