@@ -97,7 +97,7 @@ def _sublayer(
 
 @pytree_dataclass
 class _InOneStep(fj.Dense):
-    """A map that offers both fused steps as plain formulas: what a kernel such as `FusedDense`'s has to equal."""
+    """A map that offers both fused steps as plain formulas: what `FusedDense`'s kernels have to equal."""
 
     def activated(self, x: "Array", b: "Array | None", activation: fj.Activation, keep_pre: bool) -> Any:
         z = add_bias(self.call(x), b)
