@@ -45,8 +45,8 @@ class FusedDense(Dense):
       layout: "in_out" or "out_in", as `Dense` has it.
       tiles: how many tokens and hidden features make a tile, and the step of its sums: powers of two from 16 on; None:
         the backend's.
-      backend: what the kernel is for: "gpu" (Triton), "tpu", or "cpu", where it is interpreted, slowly, on whatever
-        device, for tests. None: JAX's default backend.
+      backend: what the kernel is for: "gpu" (Triton, of which JAX 0.12 warns that it is deprecated), "tpu", or "cpu",
+        where it is interpreted, slowly, on whatever device, for tests. None: JAX's default backend.
 
     Raises:
       TypeError: weight is not a floating array, or tiles are no three ints.

@@ -10,8 +10,9 @@ or two of a gated unit; the weight may lie as W[g, f, k] too. One program of the
 steps, in float32 for half types, rounds z to its dtype (h is σ of the z that is kept) and evaluates σ in float32.
 Sizes that the tiles do not divide are padded with zeros, which add nothing to a sum; what lies beyond is cut off.
 
-The kernels keep to what Pallas' backends share. For GPUs they are lowered by way of Triton, for TPUs of Mosaic, which
-is tested; on a CPU they are interpreted, which is for tests. No GPU or TPU has run them.
+The kernels keep to what Pallas' backends share. For GPUs they are lowered by way of Triton, which JAX 0.12 deprecates
+with a warning, for TPUs of Mosaic; both lowerings are tested. On a CPU they are interpreted, which is for tests. No GPU
+or TPU has run them.
 """
 
 from collections.abc import Callable
@@ -21,7 +22,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton
 
 from ffn_jax._checks import wide
 from ffn_jax.activations import Activation, gate_pair, gate_value
@@ -152,9 +152,16 @@ def _call(
         out_specs=[spec(axes) for axes in results],
         out_shape=[jax.ShapeDtypeStruct(tuple(padded[letter] for letter in axes), dtype) for axes in results],
         interpret=step.backend == "cpu",
-        compiler_params=triton.CompilerParams() if step.backend == "gpu" else None,  # Mosaic has no such product there
+        compiler_params=_triton() if step.backend == "gpu" else None,
     )(*(_pad(array, [padded[letter] for letter in axes]) for array, axes in operands))
     return [lax.slice(out, [0] * len(axes), [sizes[a] for a in axes]) for out, axes in zip(outs, results, strict=True)]
+
+
+def _triton() -> Any:
+    """What asks for Triton: on GPUs Mosaic has no such product. Imported here as JAX is to drop it."""
+    from jax.experimental.pallas import triton
+
+    return triton.CompilerParams()
 
 
 def _tile(n: int, at_most: int) -> int:
