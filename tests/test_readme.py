@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,27 @@ def benchmark_rows():
 
 def test_benchmark_table_is_that_of_the_committed_results():
     assert [row for row in benchmark_rows() if row not in README] == []
+
+
+def grid_numbers():
+    """What the README says of the grid, from the committed results: against the best JAX peer of each table."""
+    tables = json.loads((ROOT / "benchmarks" / "results" / "grid.json").read_text())["tables"]
+
+    def ratio(table):
+        ms = {row["name"]: row["ms"] for row in table["rows"]}
+        return ms["ffn_jax"] / min(t for name, t in ms.items() if not name.startswith(("ffn_jax", "bare", "torch")))
+
+    yield f"{len(tables)} tables"
+    for dtype in ("float32", "bfloat16"):
+        for low, high in ((1, 8), (128, 512), (2048, 2048), (8192, 16384)):
+            some = [ratio(t) for t in tables if t["dtype"] == dtype and low <= t["tokens"] <= high]
+            tokens = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+            yield f"| {dtype}, {tokens} tokens | {min(some):.2f} | {statistics.median(some):.2f} | {max(some):.2f} |"
+    yield f"In {sum(ratio(t) > 1.03 for t in tables)} of them"
+
+
+def test_grid_numbers_are_those_of_the_committed_results():
+    assert [number for number in grid_numbers() if number not in README] == []
 
 
 def test_files_of_the_architecture_exist():
