@@ -19,14 +19,15 @@ GRID_TOKENS = (1, 8, 128, 256, 512, 2048, 8192, 16384)
 def sublayer(seconds: float) -> Iterator[dict[str, Any]]:
     """Forward and backward at three sizes."""
     for size in SIZES:
-        for kind in ("tanh", "erf")[: 2 if size[0] < 8192 else 1]:  # minutes each at the largest size
-            yield _tables.sublayer(*size, kind, "float32", False, seconds)
+        for kind in ("tanh", "erf"):
+            yield _tables.sublayer(*size, kind, "float32", False, seconds, policies=True)
 
 
 def forward(seconds: float) -> Iterator[dict[str, Any]]:
     """Forward only."""
     for size in SIZES:
-        yield _tables.sublayer(*size, "tanh", "float32", True, seconds)
+        for kind in ("tanh", "erf"):
+            yield _tables.sublayer(*size, kind, "float32", True, seconds)
 
 
 def stack(seconds: float) -> Iterator[dict[str, Any]]:

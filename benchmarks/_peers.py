@@ -60,10 +60,18 @@ POLICIES = {
 }
 
 
-def sublayer_peers(kind: str, params: Any) -> Iterator[Peer]:
-    """Those that are installed, plain jnp first."""
+AGAIN = "plain jnp, again"
+
+
+def sublayer_peers(kind: str, params: Any, policies: bool = False) -> Iterator[Peer]:
+    """Those that are installed, plain jnp first, then once more: what two runs of one program differ by is noise.
+
+    `jax.checkpoint` with its default policy, or with `policies` with each sensible one.
+    """
     yield Peer("plain jnp", plain(kind), params)
-    yield Peer("jax.checkpoint", jax.checkpoint(plain(kind)), params)
+    yield Peer(AGAIN, plain(kind), params)
+    for name, policy in (POLICIES if policies else {"jax.checkpoint": None}).items():
+        yield Peer(name, jax.checkpoint(plain(kind), policy=policy), params)
     if kind != "swiglu":
         for name, make in (("flax", _linen), ("flax", _nnx), ("equinox", _equinox), ("haiku", _haiku)):
             if importlib.util.find_spec(name) is not None:

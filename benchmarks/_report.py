@@ -10,6 +10,8 @@ from typing import Any
 
 import jax
 
+from benchmarks._peers import AGAIN
+
 
 def machine() -> dict[str, Any]:
     """What the numbers were measured on."""
@@ -41,13 +43,15 @@ def print_table(table: dict[str, Any]) -> None:
     rows = table["rows"]
     width = max(len(row["name"]) for row in rows)
     print(f"\n{table['title']} ({table['rounds']} rounds)")
-    print(f"  {'':<{width}}  ratio  spread        ms  temporary MiB  compile s")
+    print(f"  {'':<{width}}  ratio  spread        ms   least ms  temporary MiB  peak MiB  compile s")
     for row in rows:
-        memory = "" if row["temporary_mib"] is None else f"{row['temporary_mib']:.1f}"
-        compiled = "" if row["compile_s"] is None else f"{row['compile_s']:.2f}"
+        least, memory, peak, compiled = (
+            "" if row.get(key) is None else f"{row[key]:.{digits}f}"
+            for key, digits in (("least_ms", 2), ("temporary_mib", 1), ("peak_mib", 1), ("compile_s", 2))
+        )
         print(
             f"  {row['name']:<{width}}  {row['ratio']:5.2f}  {100 * row['spread']:4.0f} %  {row['ms']:9.2f}  "
-            f"{memory:>13}  {compiled:>9}"
+            f"{least:>9}  {memory:>13}  {peak:>8}  {compiled:>9}"
             + "".join(f"  {key.replace('_', ' ')} {row[key]:.1e}" for key in row if key.endswith("error")),
             flush=True,
         )
@@ -65,11 +69,15 @@ def measured_here(path: Path) -> list[dict[str, Any]]:
     return data["tables"] if data.get("machine") == machine() else []
 
 
+def is_peer(name: str) -> bool:
+    """Whether a row is another way to write the same in JAX: not ours, torch's, a limit, or a control."""
+    return not name.startswith(("ffn_jax", "bare", "torch")) and name != AGAIN
+
+
 def against_best_peer(table: dict[str, Any]) -> float:
     """The default's time relative to the fastest way to write the same in JAX."""
     ms = {row["name"]: row["ms"] for row in table["rows"]}
-    peers = [t for name, t in ms.items() if not name.startswith(("ffn_jax", "bare", "torch"))]
-    return ms["ffn_jax"] / min(peers)
+    return ms["ffn_jax"] / min(t for name, t in ms.items() if is_peer(name))
 
 
 def print_summary(tables: list[dict[str, Any]]) -> None:

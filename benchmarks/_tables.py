@@ -2,6 +2,7 @@
 
 import functools
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,6 +14,7 @@ from jax import lax
 
 import ffn_jax as fj
 from benchmarks import _peers
+from benchmarks._peak import peak_mib
 from benchmarks._timing import interleaved
 
 MIB = 2.0**20
@@ -49,12 +51,14 @@ def step(apply: Callable[[Any, Any], Any], forward_only: bool) -> Any:
     return jax.jit(both)
 
 
-def sublayer(tokens: int, d: int, d_ff: int, kind: str, dtype: str, forward_only: bool, seconds: float) -> Row:
+def sublayer(
+    tokens: int, d: int, d_ff: int, kind: str, dtype: str, forward_only: bool, seconds: float, policies: bool = False
+) -> Row:
     """One sublayer: every installed peer, and the bare matrix products, in one run."""
     args = arguments(tokens, d, d_ff, kind, dtype)
     x, params, ybar = args[0], args[1:5], args[5]
     calls, memory, compile_s = {}, {}, {}
-    for peer in _peers.sublayer_peers(kind, params):
+    for peer in _peers.sublayer_peers(kind, params, policies):
         run, memory[peer.name], compile_s[peer.name] = _compiled(step(peer.apply, forward_only), x, peer.params, ybar)
         calls[peer.name] = run
     calls["bare products"] = _products(args, forward_only)
@@ -78,7 +82,7 @@ def stack(layers: int, tokens: int, d: int, d_ff: int, kind: str, seconds: float
     args = arguments(tokens, d, d_ff, kind, "float32", (layers,))
     x, params, ybar = args[0], args[1:5], args[5]
     plain = _peers.plain(kind)
-    variants = {"plain jnp": plain}
+    variants = {"plain jnp": plain, _peers.AGAIN: plain}
     for name, policy in _peers.POLICIES.items():
         variants[name] = jax.checkpoint(plain, policy=policy)
     variants["ffn_jax"] = _peers.ours(kind)
@@ -115,12 +119,15 @@ def growth(tokens: tuple[int, ...], d: int, d_ff: int, seconds: float) -> Iterat
 
 
 def _compiled(fun: Any, *args: Any) -> tuple[Callable[[], Any], float, float]:
-    """A call that waits for its result, temporary MiB, and the seconds that tracing and compiling took."""
-    start = time.perf_counter()
-    compiled = fun.lower(*args).compile()
-    took = time.perf_counter() - start
+    """A call that waits for its result, temporary MiB, and the seconds that tracing and compiling take, a median."""
+    took = []
+    for _ in range(3):
+        jax.clear_caches()
+        start = time.perf_counter()
+        compiled = fun.lower(*args).compile()
+        took.append(time.perf_counter() - start)
     analysis = compiled.memory_analysis()
-    return lambda: jax.block_until_ready(compiled(*args)), analysis.temp_size_in_bytes / MIB, took
+    return lambda: jax.block_until_ready(compiled(*args)), analysis.temp_size_in_bytes / MIB, statistics.median(took)
 
 
 def _products(args: tuple[Any, ...], forward_only: bool) -> Callable[[], Any]:
@@ -141,6 +148,9 @@ def _products(args: tuple[Any, ...], forward_only: bool) -> Callable[[], Any]:
 
 
 def _table(named: str, work: Row, calls: Any, memory: Any, compile_s: Any, seconds: float, min_rounds: int = 5) -> Row:
+    for call in calls.values():
+        call()
+    peaks = {name: peak_mib(call) for name, call in calls.items()}
     times = interleaved(calls, seconds, named, min_rounds=min_rounds)
     base = times["plain jnp"].seconds
     rows = [
@@ -149,7 +159,9 @@ def _table(named: str, work: Row, calls: Any, memory: Any, compile_s: Any, secon
             "ratio": round(timing.seconds / base, 3),
             "ms": round(1e3 * timing.seconds, 3),
             "spread": round(timing.spread, 3),
+            "least_ms": round(1e3 * timing.least, 3),
             "temporary_mib": round(memory[name], 2) if name in memory else None,
+            "peak_mib": None if peaks[name] is None else round(peaks[name], 1),
             "compile_s": round(compile_s[name], 3) if name in compile_s else None,
         }
         for name, timing in times.items()

@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 
 class Timing(NamedTuple):
-    """Median seconds of one call, its relative spread, and over how many rounds."""
+    """Median seconds of one call, its relative spread, the least seconds, and over how many rounds."""
 
     seconds: float
     spread: float
+    least: float
     rounds: int
 
 
@@ -25,7 +26,6 @@ def interleaved(
 ) -> dict[str, Timing]:
     """Times every call for about `seconds` in all; each call has to wait for its own result."""
     for call in calls.values():
-        call()
         call()
     times: dict[str, list[float]] = {name: [] for name in calls}
     order, shuffle = list(calls), random.Random(0)
@@ -44,7 +44,7 @@ def interleaved(
 
 def _summary(values: list[float]) -> Timing:
     low, median, high = statistics.quantiles(values, n=4)
-    return Timing(median, (high - low) / 2 / median, len(values))
+    return Timing(median, (high - low) / 2 / median, min(values), len(values))
 
 
 def _progress(text: str) -> None:
