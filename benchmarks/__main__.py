@@ -32,8 +32,8 @@ def forward(seconds: float) -> Iterator[dict[str, Any]]:
 
 def stack(seconds: float) -> Iterator[dict[str, Any]]:
     """Twelve layers in a scan."""
-    for kind in ("tanh", "erf"):
-        yield _tables.stack(12, 1024, 768, 3072, kind, seconds)
+    for kind, dtype in (("tanh", "float32"), ("erf", "float32"), ("tanh", "bfloat16"), ("erf", "bfloat16")):
+        yield _tables.stack(12, 1024, 768, 3072, kind, dtype, seconds)
 
 
 def growth(seconds: float) -> Iterator[dict[str, Any]]:

@@ -77,9 +77,9 @@ def title(tokens: int, d: int, d_ff: int, kind: str, dtype: str, forward_only: b
     return f"{what}, {tokens} tokens, d_model {d}, d_ff {d_ff}, {kind}, {dtype}"
 
 
-def stack(layers: int, tokens: int, d: int, d_ff: int, kind: str, seconds: float) -> Row:
+def stack(layers: int, tokens: int, d: int, d_ff: int, kind: str, dtype: str, seconds: float) -> Row:
     """Layers in `lax.scan`: plain, each checkpoint policy, and this library by what it keeps."""
-    args = arguments(tokens, d, d_ff, kind, "float32", (layers,))
+    args = arguments(tokens, d, d_ff, kind, dtype, (layers,))
     x, params, ybar = args[0], args[1:5], args[5]
     plain = _peers.plain(kind)
     variants = {"plain jnp": plain, _peers.AGAIN: plain}
@@ -96,8 +96,8 @@ def stack(layers: int, tokens: int, d: int, d_ff: int, kind: str, seconds: float
     for name, apply in variants.items():
         run = _compiled(step(functools.partial(scanned, apply), False), x, params, ybar)
         calls[name], memory[name], compile_s[name] = run
-    named = f"{layers} layers in lax.scan, forward + backward, {tokens} tokens, d_model {d}, d_ff {d_ff}, {kind}"
-    work = {"layers": layers, "tokens": tokens, "d_model": d, "d_ff": d_ff, "activation": kind, "dtype": "float32"}
+    named = f"{layers} layers in lax.scan, {title(tokens, d, d_ff, kind, dtype, False)}"
+    work = {"layers": layers, "tokens": tokens, "d_model": d, "d_ff": d_ff, "activation": kind, "dtype": dtype}
     return _table(named, work, calls, memory, compile_s, seconds)
 
 

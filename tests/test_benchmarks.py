@@ -49,7 +49,7 @@ def test_a_table_holds_every_number(forward_only, tmp_path, capsys):
 
 
 def test_a_stack_and_growth_have_the_same_rows(tmp_path):
-    stack = _tables.stack(2, 6, 8, 16, "erf", 0.0)
+    stack = _tables.stack(2, 6, 8, 16, "erf", "bfloat16", 0.0)
     assert {"plain jnp", *_peers.POLICIES, "ffn_jax", "ffn_jax, save=()"} <= {row["name"] for row in stack["rows"]}
     growth = list(_tables.growth((4, 8), 8, 16, 0.0))
     assert [table["tokens"] for table in growth] == [4, 8]
