@@ -18,6 +18,7 @@ from benchmarks._peak import peak_mib
 from benchmarks._timing import interleaved
 
 MIB = 2.0**20
+COMPILES = 3
 Row = dict[str, Any]
 
 
@@ -121,7 +122,7 @@ def growth(tokens: tuple[int, ...], d: int, d_ff: int, seconds: float) -> Iterat
 def _compiled(fun: Any, *args: Any) -> tuple[Callable[[], Any], float, float]:
     """A call that waits for its result, temporary MiB, and the seconds that tracing and compiling take, a median."""
     took = []
-    for _ in range(3):
+    for _ in range(COMPILES):
         jax.clear_caches()
         start = time.perf_counter()
         compiled = fun.lower(*args).compile()

@@ -11,7 +11,9 @@ from benchmarks import _peak, _peers, _report, _tables, _timing
 
 
 @pytest.fixture(autouse=True)
-def promotion_as_others_have_it():
+def promotion_as_others_have_it(monkeypatch):
+    monkeypatch.setattr(_tables, "COMPILES", 1)
+    monkeypatch.setattr(jax, "clear_caches", lambda: None)  # the other tests need them
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         yield
 
@@ -51,8 +53,8 @@ def test_a_table_holds_every_number(forward_only, tmp_path, capsys):
 def test_a_stack_and_growth_have_the_same_rows(tmp_path):
     stack = _tables.stack(2, 6, 8, 16, "erf", "bfloat16", 0.0)
     assert {"plain jnp", *_peers.POLICIES, "ffn_jax", "ffn_jax, save=()"} <= {row["name"] for row in stack["rows"]}
-    growth = list(_tables.growth((4, 8), 8, 16, 0.0))
-    assert [table["tokens"] for table in growth] == [4, 8]
+    growth = list(_tables.growth((64, 128), 32, 128, 0.0))
+    assert [table["tokens"] for table in growth] == [64, 128]
     for name, plot, tables in (("bars", _report.plot_bars, [stack]), ("growth", _report.plot_growth, growth)):
         plot(tmp_path / f"{name}.png", tables)
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
