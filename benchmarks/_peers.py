@@ -60,7 +60,7 @@ POLICIES = {
 }
 
 
-AGAIN = "plain jnp, again"
+AGAIN = "plain jnp, again"  # the control
 
 
 def sublayer_peers(kind: str, params: Any, policies: bool = False) -> Iterator[Peer]:
